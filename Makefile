@@ -1,0 +1,74 @@
+# make demo   train on built-in data and print whether pseudo-labels helped
+# make test   every check
+# Both first make a virtual environment (VENV) with PYTHON and install into it, where that is not done yet.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PACKAGING = settings.ini setup.py pyproject.toml constraints.txt
+
+.PHONY: help demo test check-sync check-notebooks check-style check-tests sync readme docs bench lab clean-venv
+
+help:
+	@echo "make demo        train on built-in data and print whether pseudo-labels helped (writes $(DEMO)/)"
+	@echo "make test        every check: notebooks in step with the package, notebooks, style, layers, tests"
+	@echo "make docs        every notebook as a page, in _docs/html"
+	@echo "make bench       the speed ratios"
+	@echo "make sync        bring modules, stored notebooks and README in step with what you edited in nbs/"
+	@echo "make readme      README.md from nbs/index.ipynb"
+	@echo "make lab         JupyterLab"
+	@echo "make clean-venv  remove $(VENV)"
+	@echo "PYTHON=python3.12 chooses the Python, VENV=folder the virtual environment."
+
+demo: $(VENV)/.installed
+	$(BIN)/pseudolabel-train --demo --output-dir $(DEMO)
+
+test: check-sync check-notebooks check-style check-tests
+
+check-sync: $(VENV)/.installed-dev
+	$(BIN)/python tools/sync.py --check
+
+check-notebooks: $(VENV)/.installed-dev
+	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+
+check-style: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+check-tests: $(VENV)/.installed-dev
+	MPLBACKEND=agg $(BIN)/python -m pytest -q
+
+sync: $(VENV)/.installed-dev
+	$(BIN)/python tools/sync.py
+
+readme: $(VENV)/.installed-dev
+	$(BIN)/python docs/readme.py
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/build.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python tools/bench.py
+
+lab: $(VENV)/.installed-lab
+	$(BIN)/jupyter lab nbs
+
+# A stamp newer than the packaging files says that an installation is up to date.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: PYTHON=$(PYTHON) is not Python 3.10 or newer (found: $$($(PYTHON) --version 2>&1 | tail -1)); install one and name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	@touch "$@"
+
+$(VENV)/.installed: $(VENV)/.made $(PACKAGING)
+	$(PIP) --editable .
+	@touch "$@"
+
+$(VENV)/.installed-%: $(VENV)/.made $(PACKAGING)
+	$(PIP) --editable ".[$*]"
+	@touch "$@" "$(VENV)/.installed"
+
+clean-venv:
+	rm -rf "$(VENV)"

@@ -1,0 +1,29 @@
+"What tests share: where the repository is, and real data where someone has it."
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    "The folder of real data sets; the test is skipped where there is none."
+    folder = os.environ.get("PSEUDOLABEL_DATA")
+    if not folder: pytest.skip("needs real data: set PSEUDOLABEL_DATA to the folder that holds vnc_mito, ldc_cells, dsb2018")
+    if not Path(folder).is_dir(): pytest.fail(f"PSEUDOLABEL_DATA={folder}: no such folder; correct it or unset it")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    "The path of a Chromium to look at pages with; the test is skipped where there is none."
+    import shutil
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    return shutil.which("chromium") or shutil.which("chromium-browser") or pytest.skip("needs Chromium: install it so that `chromium` is on the PATH")
