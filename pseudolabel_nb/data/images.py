@@ -250,7 +250,7 @@ def target_mask(
         raise UserError(f"{name}: mask of shape {a.shape} and type {a.dtype}; expected (H, W) whole numbers: class ids, or -1 to ignore")
     if not (ok := (a == -1) | (a >= 0) & (a <= 255) & (a == np.floor(a))).all():
         raise UserError(f"{name}: mask holds {a[~ok].flat[0]}; expected class ids 0, 1, … or -1 for pixels to ignore, so threshold or convert it first")
-    return np.where(a == -1, 255, a).astype(np.uint8)
+    return np.where(a == -1, np.int16(255), a).astype(np.uint8)
 
 def from_arrays(
     images: Sequence, # each (H, W), (H, W, 3) or (1|3, H, W), sizes may differ; or one array (N, ...)

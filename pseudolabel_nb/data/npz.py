@@ -105,4 +105,4 @@ def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return load_array(ca
 
 def _mask(cache: Cache, path: Path, k: int, shape: tuple[int, int], convention: str, n_classes: int) -> np.ndarray:
     raw = load_array(cache, path, "masks")[k].reshape(shape)
-    return apply_convention(np.where(raw == -1, 255, raw) if raw.dtype.kind in "if" else raw, convention, f"{path}, mask {k}", n_classes)
+    return apply_convention(np.where(raw == -1, np.float32(255), raw) if raw.dtype.kind in "if" else raw, convention, f"{path}, mask {k}", n_classes)

@@ -88,7 +88,7 @@ def find_parts(
     if not found and (part := _one(path)): return {split or "train": part}
     if not found: raise UserError(_nothing(path))
     if split and split not in found: raise UserError(f"{path}: no split {split}; found {', '.join(found)}; pass one of these, or none for all")
-    return {split: found[split]} if split else found
+    return {split: found[split]} if split else {s: found[s] for s in dict.fromkeys(SPLIT_NAMES.values()) if s in found}
 
 def _file(path: Path) -> Part:
     if path.suffix == ".npz": return Part("npz", (path,))
@@ -174,7 +174,7 @@ def _is_jpg(path: Path) -> bool: return path.suffix.lower() in (".jpg", ".jpeg")
 def _values(path: Path) -> set:
     raw = one_channel(read_pixels(path, indices=True), str(path))
     if not _is_jpg(path): return set(np.unique(raw).tolist())
-    if 0 < raw.max() <= 127 and raw.max() > 40: raise UserError(f"{path}: JPG mask whose brightest value is {raw.max()}; expected 0 and 255, so save masks as PNG, or pass mask_values")
+    if 0 < raw.max() <= 127: raise UserError(f"{path}: JPG mask whose brightest value is {raw.max()}; expected 0 and 255, so save masks as PNG, or pass mask_values=\"threshold\"")
     return {0, 255} if raw.max() > 127 else {0}
 
 def _some(values: set) -> str:
@@ -235,7 +235,12 @@ def open_images(
     sets, classes, notes = _read_parts(parts, multiclass, mask_values, options)
     channels = max(c for _, c in sets.values())
     made = {s: ImageSet(_grouped(items, group_regex, table), channels, len(classes), cache, s) for s, (items, _) in sets.items()}
-    return Data(path.resolve().name, **made, notes=tuple(notes), classes=classes)
+    return Data(path.resolve().name, **made, notes=(*notes, *_left_out(path, parts, split)), classes=classes)
+
+def _left_out(path: Path, parts: dict[str, Part], split: str | None) -> list[str]:
+    "A note for each folder that has a split's name, and images, but nothing that labels them."
+    folders = [] if split or not path.is_dir() else [d for d in sorted(path.iterdir()) if d.is_dir() and split_of(d.name) not in ("", *parts)]
+    return [f"{d.name}: {n:,} images without annotations or masks, left out" for d in folders if (n := len(image_files(d)))]
 
 def _read_parts(parts: dict[str, Part], multiclass: bool, mask_values: str, options: dict) -> tuple[dict, tuple[str, ...], list[str]]:
     "Items and channels of each split, the classes, and the notes."

@@ -69,16 +69,16 @@ def particle(
 
 # %% ../../nbs/data/05_synthetic.ipynb #af39c813
 def clump(rng: np.random.Generator, radius: float):
-    n = rng.integers(3, 9)
-    walk = np.cumsum(0.4 * radius * rng.standard_normal((n, 2)), axis=0).clip(-1.2 * radius, 1.2 * radius)
-    thickness, outline = project(walk - walk.mean(axis=0), rng.uniform(0.25, 0.6, n) * radius)
-    return thickness / (2 * radius) * rng.uniform(0.7, 1.5), outline
+    n = rng.integers(4, 10)
+    walk = np.cumsum(0.35 * radius * rng.standard_normal((n, 2)), axis=0).clip(-1.2 * radius, 1.2 * radius)
+    thickness, outline = project(walk - walk.mean(axis=0), rng.uniform(0.15, 0.75, n) * radius)
+    return thickness / (2 * radius) * rng.uniform(0.9, 1.8), outline
 
 def fibre(rng: np.random.Generator, radius: float):
-    angle = rng.uniform(0, 2 * pi) + np.cumsum(rng.normal(0, 0.35, 14))
-    walk = np.cumsum(0.3 * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1), axis=0)
-    thickness, outline = project(walk - walk.mean(axis=0), rng.uniform(0.2, 0.3) * radius)
-    return thickness / (2 * radius) * rng.uniform(0.7, 1.5), outline
+    angle = rng.uniform(0, 2 * pi) + np.cumsum(rng.normal(0, 0.35, 20))
+    walk = np.cumsum(0.2 * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1), axis=0)
+    thickness, outline = project(walk - walk.mean(axis=0), rng.uniform(0.12, 0.2) * radius)
+    return thickness / (2 * radius) * rng.uniform(0.8, 1.6), outline
 
 def gold(rng: np.random.Generator, radius: float):
     thickness, outline = project(np.zeros((1, 2)), rng.uniform(0.4, 0.7) * radius)
@@ -111,14 +111,14 @@ class Series:
     noise: float = 1.0 # 1 = as usual
     background: float = 1.0 # unevenness; 0 = flat
     coverage: float = 0.04 # part of the pixels that particles cover
-    distractors: float = 2.5 # expected number on 128² px
+    distractors: float = 3.0 # expected number on 128² px
     shapes: tuple[float, ...] = (1 / 6,) * 6 # how often each of SHAPES, summing to 1
     kinds: tuple[float, ...] = (1 / 5,) * 5 # how often each of DISTRACTORS, summing to 1
 
 def random_series(
     rng: np.random.Generator,
     noise: float = 1.0, # average of the series drawn
-    distractors: float = 2.5, # average of the series drawn
+    distractors: float = 3.0, # average of the series drawn
     coverage: float = 0.04, # average of the series drawn
     concentration: float = 0.3, # Dirichlet; small: a series has one or two shapes and kinds of dirt
 ) -> Series:
@@ -137,7 +137,14 @@ class Specimen:
     mask: np.ndarray # uint8: 1 on particles
     clutter: np.ndarray # bool: True on distractors
 
-def _place(rng: np.random.Generator, density: np.ndarray, taken: np.ndarray, patch: np.ndarray, outline: np.ndarray, tries: int = 8) -> int:
+def _place(
+    rng: np.random.Generator,
+    density: np.ndarray, # (n, n), added to
+    taken: np.ndarray, # bool (n, n), added to
+    patch: np.ndarray, # (s, s)
+    outline: np.ndarray, # bool (s, s)
+    tries: int = 8, # random places before giving up
+) -> int:
     "Add `patch` where there is room; how many pixels `outline` took, 0 if no room was found."
     half = len(patch) // 2
     for y, x in rng.integers(MARGIN - 6, len(taken) - MARGIN + 6, (tries, 2)):
@@ -154,8 +161,8 @@ def specimen(
     size: int = 128, # px, without margin
 ) -> Specimen:
     "Distractors, then particles until the coverage is reached; it varies by ± 60 % between micrographs."
-    density, taken = np.zeros((2, size + 2 * MARGIN, size + 2 * MARGIN), np.float32)
-    taken, room, shapes, kinds = taken > 0, (size + 12)**2, list(SHAPES), list(DISTRACTORS.values())
+    n, room, shapes, kinds = size + 2 * MARGIN, (size + 12)**2, list(SHAPES), list(DISTRACTORS.values())
+    density, taken = np.zeros((n, n), np.float32), np.zeros((n, n), bool)
     for kind in rng.choice(len(kinds), rng.poisson(series.distractors * room / 128**2), p=series.kinds):
         patch, outline = kinds[kind](rng, rng.uniform(*RADIUS))
         _place(rng, density, taken, series.contrast * patch, outline)
@@ -254,13 +261,13 @@ def _split(recording: Recording, n: int) -> ImageSet:
                           f"{name}_series_{i // recording.series_size:03d}") for i in range(n)], name=name)
 
 def micrographs(
-    n_train: int = 240, # images; 5 % of 240 are 12
+    n_train: int = 160, # images; 5 % of them are 8
     n_val: int = 40, # images
     n_test: int = 60, # images
     size: int = 128, # px, height and width; at least 64
     seed: int = 0,
     noise: float = 1.0, # 1 = the difficulty measured below; 0 = none
-    distractors: float = 2.5, # average number on 128² px
+    distractors: float = 3.0, # average number on 128² px
     coverage: float = 0.04, # part of the pixels that are particle, on average; 0 to 0.2
     series_size: int = 5, # micrographs that share a microscope setting
 ) -> Data:

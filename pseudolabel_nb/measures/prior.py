@@ -22,6 +22,7 @@ class Prior:
     ratios: tuple[float, ...] # one a class, background first; they sum to 1
     interval: tuple[float, float] # of the foreground ratio; (0, 1) where one image or group shows no spread
     n_images: int
+    pixels: tuple[int, ...] = () # labelled pixels of each class
     per_group: dict[str, float] = field(default_factory=dict) # foreground ratio of each group; empty where no groups were given
 
     @property
@@ -59,7 +60,7 @@ def estimate_prior(
     names, units = sum_by_group(counts, groups)
     units, names = units[units.sum(1) > 0], [n for n, u in zip(names, units) if u.sum()]
     per_group = {} if groups is None else dict(zip(names, _foreground(units).tolist()))
-    return Prior(tuple((counts.sum(0) / counts.sum()).tolist()), ratio_interval(units, seed, confidence), len(counts), per_group)
+    return Prior(tuple((counts.sum(0) / counts.sum()).tolist()), ratio_interval(units, seed, confidence), len(counts), tuple(counts.sum(0).tolist()), per_group)
 
 def _foreground(
     counts: np.ndarray, # (units, n_classes), no row all 0
