@@ -28,6 +28,7 @@ myst_heading_anchors = 5
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
+html_context = {"default_mode": "auto"}  # without it the theme complains on the console
 html_static_path = ["_static"]
 html_css_files = ["house.css"]
 templates_path = ["_templates"]

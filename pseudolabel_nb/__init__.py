@@ -9,13 +9,24 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["core", "data", "models", "measures", "runs", "inference", "strategies", "diagnostics", "training"],
+    submodules=["cli", "core", "data", "diagnostics", "experiments", "inference", "measures", "models", "runs", "strategies", "training", "widgets"],
     submod_attrs={
         "core": ["UserError"],
-        "data.sources": ["Data", "ImageSet", "from_arrays", "open_images", "open_unlabelled"],
-        "strategies.recipes": ["recipe", "recipes"],
-        "training.rounds": ["rounds", "run"],
+        "data.images": ["Data", "ImageSet", "from_arrays"],
+        "data.loading": ["batches"],
+        "data.sources": ["open_images", "open_unlabelled"],
+        "data.synthetic": ["micrographs"],
         "diagnostics.class_ratio": ["diagnose_pseudo_labels"],
+        "experiments.results": ["plot_gains", "read_results", "summarise"],
+        "experiments.sweep": ["sweep"],
+        "inference.predictions": ["Predictions", "predict"],
+        "models.networks": ["register_network"],
         "runs.run": ["Run", "open_run"],
+        "strategies.parts": ["Recipe"],
+        "strategies.pseudo_images": ["PseudoImages"],
+        "strategies.recipes": ["recipe", "recipes"],
+        "training.rounds": ["begin", "finish", "rounds", "run"],
+        "training.settings": ["Settings"],
+        "widgets.overlay": ["show_grid", "show_overlay"],
     },
 )

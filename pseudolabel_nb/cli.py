@@ -95,6 +95,7 @@ def _add_training(g) -> None:
     "The fields of `Settings` that one changes."
     known = {f.name: f.default for f in fields(Settings)}
     g.add_argument("--steps", type=int, default=known["steps"], help="optimiser steps of a run, its teacher and all rounds together; the baseline gets as many")
+    g.add_argument("--teacher-share", type=float, default=known["teacher_share"], help="of the steps, for the first teacher; the rounds share the rest")
     g.add_argument("--learning-rates", type=_list_of(float), default=[1e-3, 3e-3], help="tried for the supervised baseline; the best on validation is used by all")
     g.add_argument("--batch-size", type=int, default=known["batch_size"], help="labelled windows a step; as many again with pseudo-labels")
     g.add_argument("--crop", type=int, default=known["crop"], help="side of a training window, px")

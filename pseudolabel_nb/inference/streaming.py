@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core import UserError
-from ..models.networks import two_logits
 
 # %% ../../nbs/inference/00_streaming.ipynb #574f10c4
 def foreground_probs(

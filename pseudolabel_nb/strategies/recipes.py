@@ -6,7 +6,7 @@
 __all__ = ['recipes', 'register_recipe', 'recipe', 'with_threshold']
 
 # %% ../../nbs/strategies/06_recipes.ipynb #19d70ce8
-from ..core import UserError, pick, replace_at
+from ..core import pick, replace_at
 from .class_balanced import ClassBalanced
 from .limited import Limited
 from .parts import Linear, Recipe

@@ -24,7 +24,7 @@ from ..measures.prior import Prior, estimate_prior
 from ..measures.statistics import bootstrap_gain
 from ..models.checkpoints import load_network, load_tensors
 from ..models.networks import build_network
-from ..runs.run import RoundRecord, Run, begin_run, locked, open_run
+from ..runs.run import RoundRecord, Run, begin_run, locked
 from ..strategies.parts import Context, Recipe
 from ..strategies.pseudo_images import PseudoImages
 from ..strategies.recipes import recipe as named_recipe
@@ -110,11 +110,13 @@ def _prior(task: _Task) -> Prior:
 def phase_steps(
     steps: int, # of the whole run
     rounds: int, # after the first teacher
+    teacher_share: float = 0.5, # of the steps, for the first teacher where there are rounds
 ) -> list[int]: # of each phase; they sum to `steps`
-    "Equal shares, the remainder to the first teacher; `UserError` where a share would be empty."
-    share = steps // (rounds + 1)
-    if not share: raise UserError(f"{steps} steps cannot be shared by a teacher and {rounds} rounds; expected at least {rounds + 1}, so raise --steps")
-    return [steps - rounds * share] + [share] * rounds
+    "The teacher's share, then equal parts, the remainder to the teacher; `UserError` where a part would be empty."
+    if not rounds: return [steps]
+    part = int(steps * (1 - teacher_share) / rounds)
+    if not 0 < part < steps: raise UserError(f"{steps} steps cannot be shared by a teacher and {rounds} rounds; expected some for each, so raise --steps")
+    return [steps - rounds * part] + [part] * rounds
 
 # %% ../../nbs/training/05_rounds.ipynb #d88c71ff
 watched = 16 # images whose predictions are kept of earlier rounds
@@ -172,7 +174,7 @@ def rounds(
 ) -> Iterator[RoundRecord]:
     "Train the rounds that are still to do, one at each `next`. Raises `UserError` where another process works in the folder."
     task = _task(run, data)
-    prior, steps = _prior(task), phase_steps(task.settings.steps, task.recipe.rounds)
+    prior, steps = _prior(task), phase_steps(task.settings.steps, task.recipe.rounds, task.settings.teacher_share)
     with locked(run.folder):
         for number in range(len(run.records()), len(steps)):
             teacher = run.best() if number else None
@@ -220,7 +222,7 @@ def adopt_teacher(
 ) -> None:
     "Give `run` the first teacher of `other` instead of training it again; `UserError` where the two do not start alike."
     if run.records(): return
-    same = lambda r: (r.config["data"], r.config["seed"], r.config["settings"], r.split, phase_steps(r.config["settings"]["steps"], r.config["recipe"]["rounds"])[0])
+    same = lambda r: (r.config["data"], r.config["seed"], r.config["settings"], r.split, phase_steps(r.config["settings"]["steps"], r.config["recipe"]["rounds"], r.config["settings"]["teacher_share"])[0])
     if same(run) != same(other): raise UserError(f"{other.folder}: starts differently from {run.folder} (data, labels, seed, settings or steps); train the first round anew")
     first = other.records()[0]
     (run.folder / "checkpoints").mkdir(exist_ok=True)
