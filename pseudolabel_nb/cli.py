@@ -6,9 +6,10 @@
 __all__ = ['demo_defaults', 'run_command', 'train_parser', 'train', 'diagnose_parser', 'read_masks', 'diagnose']
 
 # %% ../nbs/90_cli.ipynb #8b71824d
-import argparse, json, os, sys
+import argparse, json, re, sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 from .core import UserError, replace_at
@@ -21,12 +22,14 @@ def run_command(
     argv: Sequence[str] | None = None, # None: those of the process
 ) -> int: # the exit code
     "Parse, run, and turn errors into one line on stderr."
+    where = "the system"
     try:
         arguments = parser.parse_args(argv)
+        where = getattr(arguments, "output_dir", where)
         command(arguments)
         return 0
-    except UserError as e: return _fail(e, f"error: {e}", 2, argv)
-    except OSError as e: return _fail(e, f"error: {e.filename or 'the system'}: {e.strerror or e}; make room or check the permissions, then give the same command again", 2, argv)
+    except UserError as e: return _fail(e, f"error: {_as_flags(str(e))}", 2, argv)
+    except OSError as e: return _fail(e, f"error: {e.filename or where}: {e.strerror or e}; make room, check the permissions or choose another folder, then give the same command again", 2, argv)
     except KeyboardInterrupt: return _fail(None, "stopped; the same command goes on where it was", 130, argv)
     except Exception as e: return _fail(e, f"unexpected {type(e).__name__}: {e}; this is a mistake in pseudolabel_nb, please report it with what --debug shows", 1, argv)
 
@@ -36,27 +39,45 @@ def _fail(error: BaseException | None, line: str, code: int, argv: Sequence[str]
     print(" ".join(line.split()), file=sys.stderr)
     return code
 
+def _as_flags(line: str) -> str:
+    "What a notebook would write, as one types it here: on_invalid=\"skip\" is --on-invalid skip."
+    flag = lambda m: f"--{m[1].replace('_', '-')}" + f" {m[2]}" * (m[2] != "True")
+    return re.sub(r'\b(multiclass|boxes|mask_values|on_invalid|crowds)="?(\w+)"?', flag, line)
+
 # %% ../nbs/90_cli.ipynb #78a02852
-def _list_of(kind: type) -> Callable:
+class _Parser(argparse.ArgumentParser):
+    "A wrong argument is one line, as every other error."
+    def error(self, message: str): raise UserError(f"{message}; see {self.prog} --help")
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    "Shows the defaults that can be typed."
+    def _get_help_string(self, action): return action.help if action.default in (None, []) or action.default is False else super()._get_help_string(action)
+
+def _list_of(kind: Callable) -> Callable:
     "Parser of a comma-separated list."
-    def parse(text: str) -> list: return [kind(part) for part in text.split(",") if part.strip()]
+    def parse(text: str) -> list:
+        if not (parts := [p.strip() for p in text.split(",") if p.strip()]): raise argparse.ArgumentTypeError("found an empty list; expected at least one, commas between them")
+        return [kind(p) for p in parts]
     parse.__name__ = f"list of {kind.__name__}"
     return parse
 
-def _ratio(text: str) -> float:
-    "A share over 0 and at most 1."
-    if not 0 < (value := float(text)) <= 1: raise argparse.ArgumentTypeError(f"ratio {text.strip()} is not over 0 and at most 1; 5 % is written 0.05")
+def _share(text: str) -> float:
+    "A number over 0 and at most 1."
+    if not 0 < (value := float(text)) <= 1: raise argparse.ArgumentTypeError(f"found {text}; expected a share over 0 and at most 1; 5 % is written 0.05")
     return value
 
-def _ratios(text: str) -> list[float]:
-    "Comma-separated shares."
-    return [_ratio(part) for part in text.split(",") if part.strip()]
+def _whole(least: int) -> Callable:
+    "Parser of a whole number of at least `least`."
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least: raise argparse.ArgumentTypeError(f"found {text}; expected a whole number of at least {least}")
+        return int(text)
+    return parse
 
-demo_defaults = dict(labeled_ratios=[0.05], steps=600, output_dir="demo")
+demo_defaults = dict(labeled_ratios="0.05", steps=1200, crop=64, output_dir="demo")
 
 def train_parser() -> argparse.ArgumentParser:
     "The arguments of pseudolabel-train."
-    p = argparse.ArgumentParser("pseudolabel-train", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+    p = _Parser("pseudolabel-train", formatter_class=_Help, allow_abbrev=False,
         description="Train pseudo-labelling strategies and the supervised baseline with the same labels and steps, and say whether pseudo-labels helped.",
         epilog="example: pseudolabel-train --data-dir cells --labeled-ratios 0.05,0.10 --strategy naive,class_balanced --seeds 0,1,2 --output-dir out")
     _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognised by looking)"))
@@ -67,7 +88,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def _add_data(g) -> None:
     "Where images and labels are, and how they are read."
-    g.add_argument("--demo", action="store_true", help="use the built-in micrographs; changes the defaults to " + ", ".join(f"{k}={v}" for k, v in demo_defaults.items()))
+    g.add_argument("--demo", action="store_true", help="use the built-in micrographs; changes the defaults to " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in demo_defaults.items()))
     g.add_argument("--data-dir", help="a folder that holds all splits: train, val and, perhaps, test")
     g.add_argument("--train-data-dir", help="training images with labels")
     g.add_argument("--val-data-dir", help="validation images with labels: choose threshold, round and gate")
@@ -78,16 +99,17 @@ def _add_data(g) -> None:
     g.add_argument("--mask-values", default="auto", help="what values mean in mask files: auto, 0/1, 0/255, 0/1/255, threshold, nonzero or classes")
     g.add_argument("--group-regex", help=r"what in a file name tells the group that must not be split, e.g. '_(r\d+_c\d+)'")
     g.add_argument("--groups", help="instead: a CSV with the columns image and group, or a field of COCO's images")
+    g.add_argument("--crowds", choices=("ignore", "object"), default="ignore", help="how COCO outlines with iscrowd: 1 are read")
     g.add_argument("--on-invalid", choices=("raise", "skip"), default="raise", help="annotations that cannot be used: stop, or leave out and count")
 
 def _add_comparison(g) -> None:
     "Strategies, ratios, seeds."
     g.add_argument("--output-dir", default="pseudolabel-output", help="run folders and tables; the same command again goes on there")
-    g.add_argument("--labeled-ratios", type=_ratios, default=[0.05, 0.10], help="shares of the training images whose labels are used")
-    g.add_argument("--strategy", type=_list_of(str), default=["naive", "limited", "class_balanced"], help="strategies, see --list-strategies; the supervised baseline is always trained")
-    g.add_argument("--seeds", type=_list_of(int), default=[0], help="each changes labels, initial weights and order; one seed is no evidence")
-    g.add_argument("--confidence-threshold", type=float, default=0.70, help="of the strategies with one constant threshold")
-    g.add_argument("--n-iterations", type=int, default=3, help="rounds of teacher, pseudo-labels, student")
+    g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05,0.10", help="shares of the training images whose labels are used")
+    g.add_argument("--strategy", type=_list_of(str), default="naive,limited,class_balanced", help="strategies, see --list-strategies; the supervised baseline is always trained")
+    g.add_argument("--seeds", type=_list_of(_whole(0)), default="0", help="each changes labels, initial weights and order; one seed is no evidence")
+    g.add_argument("--confidence-threshold", type=_share, default="0.70", help="of the strategies with one constant threshold")
+    g.add_argument("--n-iterations", type=_whole(1), default=3, help="rounds of teacher, pseudo-labels, student")
     g.add_argument("--set", dest="changes", metavar="PART.FIELD=VALUE", action="append", default=[], help="change the strategies, e.g. student.weight=0.5; may be repeated")
     g.add_argument("--list-strategies", action="store_true", help="print the strategies with a line each, and stop")
 
@@ -96,7 +118,7 @@ def _add_training(g) -> None:
     known = {f.name: f.default for f in fields(Settings)}
     g.add_argument("--steps", type=int, default=known["steps"], help="optimiser steps of a run, its teacher and all rounds together; the baseline gets as many")
     g.add_argument("--teacher-share", type=float, default=known["teacher_share"], help="of the steps, for the first teacher; the rounds share the rest")
-    g.add_argument("--learning-rates", type=_list_of(float), default=[1e-3, 3e-3], help="tried for the supervised baseline; the best on validation is used by all")
+    g.add_argument("--learning-rates", type=_list_of(float), default="0.001,0.003", help="tried for the supervised baseline; the best on validation is used by all")
     g.add_argument("--batch-size", type=int, default=known["batch_size"], help="labelled windows a step; as many again with pseudo-labels")
     g.add_argument("--crop", type=int, default=known["crop"], help="side of a training window, px")
     g.add_argument("--network", default=known["network"], help="a registered network: unet or basic_unet")
@@ -104,7 +126,7 @@ def _add_training(g) -> None:
     g.add_argument("--gate", type=float, default=known["gate"], help="probability of a gain from which on a round's student is accepted")
     g.add_argument("--tile", type=int, default=known["tile"], help="larger images are predicted in overlapping tiles of this side, px")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    g.add_argument("--threads", type=int, help="CPU threads (left to torch if not given)")
+    g.add_argument("--threads", type=_whole(1), help="CPU threads (left to torch if not given)")
 
 def _add_common(p: argparse.ArgumentParser) -> None:
     "What every command has."
@@ -119,11 +141,13 @@ def _data(a: argparse.Namespace): # -> Data
     "The data set that the arguments name."
     from pseudolabel_nb.data.images import Data
     from pseudolabel_nb.data.sources import open_images, open_unlabelled
+    given = {s: getattr(a, f"{s}_data_dir") for s in ("train", "val", "test")}
     if a.demo:
+        if named := [f"--{s}-data-dir" for s, path in dict(given, unlabeled=a.unlabeled_data_dir).items() if path] + ["--data-dir"] * bool(a.data_dir):
+            raise UserError(f"--demo comes with its own data; found {', '.join(named)} beside it; expected one or the other, so leave one out")
         from pseudolabel_nb.data.synthetic import micrographs
         return micrographs()
-    options = dict(multiclass=a.multiclass, boxes=a.boxes, mask_values=a.mask_values, group_regex=a.group_regex, groups=a.groups, on_invalid=a.on_invalid)
-    given = {s: getattr(a, f"{s}_data_dir") for s in ("train", "val", "test")}
+    options = {name: getattr(a, name) for name in ("multiclass", "boxes", "mask_values", "group_regex", "groups", "on_invalid", "crowds")}
     if not a.data_dir and not (given["train"] and given["val"]):
         raise UserError("no data is named: found neither --data-dir nor both of --train-data-dir and --val-data-dir; expected one of the two, or --demo for the built-in micrographs")
     data = open_images(a.data_dir, **options) if a.data_dir else Data(Path(given["train"]).name)
@@ -135,7 +159,7 @@ def _data(a: argparse.Namespace): # -> Data
 def _with_split(data, split: str, other): # Data, name, Data -> Data
     "`data` with the split of `other`; `UserError` where the classes differ."
     if data.splits and data.classes != other.classes: raise UserError(f"--{split}-data-dir has the classes {', '.join(other.classes)}, the others have {', '.join(data.classes)}; expected the same, so give all splits the same categories")
-    return replace(data, **{split: getattr(other, split)}, classes=other.classes, notes=(*data.notes, *other.notes))
+    return replace(data, **{split: getattr(other, split)}, classes=other.classes, notes=tuple(dict.fromkeys((*data.notes, *other.notes))))
 
 def _same_channels(data): # Data -> Data
     "All splits with as many channels as the richest."
@@ -150,8 +174,17 @@ def _recipes(a: argparse.Namespace) -> list:
     for change in a.changes:
         name, equals, value = change.partition("=")
         if not equals: raise UserError(f"--set {change}: has no '='; expected PART.FIELD=VALUE, such as student.weight=0.5")
-        chosen = [r if r.selector is None else replace_at(r, name, _value(value)) for r in chosen]
+        chosen = [r if r.selector is None else _changed(r, name, _value(value)) for r in chosen]
     return chosen
+
+def _changed(recipe, name: str, value): # Recipe, dotted field, JSON value -> Recipe
+    "`recipe` with the field changed; `UserError` for a value of another kind."
+    try: made = replace_at(recipe, name, value)
+    except TypeError: made = None # a check that compares numbers met a word
+    old = attrgetter(name)(recipe)
+    if is_dataclass(old): raise UserError(f"--set {name}={value}: {name} is a part, not a value; expected one of its fields, such as {name}.{next((f.name for f in fields(old)), '…')}")
+    if type(value) is type(old) or type(old) is float and type(value) is int: return made
+    raise UserError(f"--set {name}={value}: is {value!r}; expected a value such as {json.dumps(old)}, so write one of that kind")
 
 def _value(text: str):
     "A number, true, false or null as in JSON; anything else is a word."
@@ -176,13 +209,14 @@ def _list_strategies() -> None:
 def _train(a: argparse.Namespace) -> None:
     "The command pseudolabel-train, after parsing."
     if a.list_strategies: return _list_strategies()
-    import torch
     from pseudolabel_nb.data.splits import check_separate
+    settings, data = _settings(a), _data(a)
+    check_separate(data)
+    import torch
     from pseudolabel_nb.experiments.sweep import sweep
     from pseudolabel_nb.training.rounds import with_test_set
     if a.threads: torch.set_num_threads(a.threads)
-    recipes, settings, data = _recipes(a), _settings(a), with_test_set(_data(a))
-    check_separate(data)
+    recipes, data = _recipes(a), with_test_set(data)
     _say(data)
     text = sweep(data, recipes, a.labeled_ratios, a.seeds, a.output_dir, settings, a.learning_rates, a.device, _say)
     _say(f"\n{text}\n\nwritten: {Path(a.output_dir) / 'summary.csv'}, {Path(a.output_dir) / 'results.csv'}, and a folder for each run in {Path(a.output_dir) / 'runs'}")
@@ -196,7 +230,7 @@ def train(argv: Sequence[str] | None = None) -> int: # the exit code
 # %% ../nbs/90_cli.ipynb #224a26cd
 def diagnose_parser() -> argparse.ArgumentParser:
     "The arguments of pseudolabel-diagnose."
-    p = argparse.ArgumentParser("pseudolabel-diagnose", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+    p = _Parser("pseudolabel-diagnose", formatter_class=_Help, allow_abbrev=False,
         description="Compare the foreground ratio of pseudo-labels with that of real labels, and say what to try.",
         epilog="example: pseudolabel-diagnose out/pseudo_masks train/masks")
     p.add_argument("pseudo_masks", help="folder of mask images; 255 beside 0 and 1 is ignored")

@@ -104,8 +104,9 @@ def replacing(
         yield Path(name)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as e:
         Path(name).unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.filename is None: e.filename = str(path) # a full disk does not say where
         raise
 
 def _umask() -> int:

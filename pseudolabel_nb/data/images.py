@@ -75,7 +75,8 @@ class Decoded:
         "The standardised window; gray is repeated for three channels, colours are averaged for one."
         x = np.atleast_3d(self.raw[rows, columns]).astype(np.float32).transpose(2, 0, 1)
         if channels < len(x): x = x.mean(0, keepdims=True)
-        x = (x - np.float32(self.mean)) * np.float32(1 / self.sd if self.sd else 0)
+        x -= np.float32(self.mean)
+        x *= np.float32(1 / self.sd if self.sd else 0)
         return np.ascontiguousarray(np.broadcast_to(x, (channels, *x.shape[1:])))
 
 def mean_sd(

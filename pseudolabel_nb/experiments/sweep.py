@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import UserError, progress, write_text
+from ..core import UserError, progress, read_json, write_text
 from ..data.images import Data
-from .results import read_results, run_folder, write_tables
-from ..runs.run import Run
+from .results import run_folder, write_tables
+from ..runs.run import Run, locked
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
-from ..training.rounds import adopt_teacher, begin, finish, rounds
+from ..training.rounds import adopt_teacher, begin, finish, phase_steps, rounds, split_ids, with_test_set
 from ..training.settings import Settings
 
 # %% ../../nbs/experiments/01_sweep.ipynb #b60787a0
@@ -64,10 +64,11 @@ def sweep(
     say: Callable = print, # told of each finished round
 ) -> str: # the text of the table
     "Run every combination below `out/runs`, resuming what was begun; write results.csv and summary.csv after each run."
-    out, chosen = Path(out), [named_recipe(r) if isinstance(r, str) else r for r in recipes]
+    data, out, chosen = with_test_set(data), Path(out), [named_recipe(r) if isinstance(r, str) else r for r in recipes]
     _check_names(chosen)
     methods = [named_recipe("supervised")] + [r for r in chosen if r.name != "supervised"]
-    with progress(total=len(ratios) * len(seeds) * len(methods), desc="runs") as bar:
+    _check(data, methods, ratios, seeds, settings, learning_rates)
+    with locked(out), progress(total=len(ratios) * len(seeds) * len(methods), desc="runs") as bar:
         for ratio in ratios:
             tuned = _tuned(data, ratio, seeds[0], out, settings, learning_rates, device, say)
             for seed in seeds:
@@ -80,6 +81,8 @@ def sweep(
 def _tuned(data: Data, ratio: float, seed: int, out: Path, settings: Settings, learning_rates: Sequence[float], device: str, say: Callable) -> Settings:
     "The settings with the learning rate that is best for the baseline."
     if len(learning_rates) == 1: return replace(settings, learning_rate=learning_rates[0])
+    begun = sorted((out / "tuning").glob(f"r{ratio:g}-lr*/config.json"))
+    if begun: seed = read_json(begun[0])["seed"] # seeds that are added later get the same rate
     runs = tune(data, ratio, seed, out, settings, learning_rates, device)
     scores = {rate: run.best().f1 for rate, run in runs.items()}
     best = next(iter(scores))
@@ -87,6 +90,13 @@ def _tuned(data: Data, ratio: float, seed: int, out: Path, settings: Settings, l
     write_text(out / "tuning" / f"r{ratio:g}.csv", "\n".join(lines) + "\n")
     say(f"labels {ratio:.0%}: learning rate {best:g} is best for the supervised baseline (validation F1 " + ", ".join(f"{rate:g}: {f1:.3f}" for rate, f1 in sorted(scores.items())) + ")")
     return replace(settings, learning_rate=best)
+
+def _check(data: Data, methods: list[Recipe], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> None:
+    "`UserError` for what would stop the sweep half-way, before anything is trained."
+    for name, values in (("labelled ratios", ratios), ("seeds", seeds), ("learning rates", learning_rates)):
+        if not len(values): raise UserError(f"{name}: found none; expected at least one, so name one")
+    for method in methods: phase_steps(settings.steps, method.rounds, settings.teacher_share)
+    for ratio in ratios: split_ids(data, ratio, seeds[0])
 
 def _check_names(recipes: list[Recipe]) -> None:
     "Two recipes of one name would share a folder."

@@ -50,7 +50,7 @@ def image_scores(
     "Confidence averaged within each predicted class, then over the classes; a class not predicted counts as chance."
     n = histograms.sum(-1)
     middle = (np.arange(bins) + 0.5) / bins
-    return np.where(n > 0, (histograms * middle).sum(-1) / np.maximum(n, 1), 1 / histograms.shape[1]).mean(-1)
+    return np.where(n > 0, np.einsum("ncb,b->nc", histograms, middle) / np.maximum(n, 1), 1 / histograms.shape[1]).mean(-1)
 
 # %% ../../nbs/inference/01_predictions.ipynb #4216236c
 class Predictions:
@@ -153,8 +153,7 @@ def predict(
     with open(folder / "probs.u16", "ab") as numbers, open(folder / "histograms.i32", "ab") as counts, open(folder / "index.jsonl", "a") as index, \
          progress(total=len(ids), initial=start, desc=desc) as bar:
         for batch, probs in stream_predictions(network, images, start=start, **options):
-            for i, q in zip(batch, quantise(probs.cpu())):
-                _append(numbers, counts, index, ids[i], q)
+            for i, p in zip(batch, probs.cpu()): _append(numbers, counts, index, ids[i], quantise(p))
             bar.update(len(batch))
     write_json(folder / "meta.json", meta)
     return Predictions(folder)
@@ -189,14 +188,18 @@ def thin(
     folder: str | Path, # a complete store
     ids: Iterable[str], # images to keep; those it does not hold are passed over
 ) -> None:
-    "Reduce a store to some of its images, in place of the whole."
-    folder, old = Path(folder), Predictions(folder)
+    "Reduce a store to some of its images, in place of the whole; called again after an interruption, it ends what was begun."
+    folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
+    if not (part / "meta.json").exists(): _write_some(Predictions(folder), ids, part)
+    if folder.exists(): shutil.rmtree(folder)
+    part.rename(folder)
+
+def _write_some(old: Predictions, ids: Iterable[str], part: Path) -> None:
+    "A store of some images of another; its meta.json, written last, says that it is whole."
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     keep = [old.index(id) for id in ids if id in old._where]
     with open(part / "probs.u16", "wb") as numbers, open(part / "histograms.i32", "wb") as counts, open(part / "index.jsonl", "w") as index:
         for i in keep: _append(numbers, counts, index, old.ids[i], old.quantised(i))
     write_json(part / "meta.json", _meta(old.n_classes, old.teacher, tuple(old.ids[i] for i in keep)))
-    shutil.rmtree(folder)
-    part.rename(folder)

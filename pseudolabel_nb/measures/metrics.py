@@ -132,7 +132,8 @@ def quantise(
     if not (low >= 0 and high <= 1):
         raise UserError(f"probabilities: found values from {low:.4g} to {high:.4g}; "
                         "expected 0 to 1, so apply softmax or sigmoid to logits, and look for NaN in the network")
-    return np.rint(np.multiply(probs, 65535, dtype=np.float64)).astype(np.uint16)
+    scaled = np.asarray(np.multiply(probs, 65535, dtype=np.float64))
+    return np.rint(scaled, out=scaled).astype(np.uint16)
 
 def threshold_edges(
     bins: int = 1024, # a power of two, at most 65536

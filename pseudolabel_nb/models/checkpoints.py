@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, replacing
+from ..core import UserError, write_bytes
 
 # %% ../../nbs/models/01_checkpoints.ipynb #5f54a6ed
 def save_tensors(
@@ -21,9 +21,8 @@ def save_tensors(
     **facts, # JSON values kept beside them: step, threshold, ...
 ) -> None:
     "Write named tensors and facts, whole or not at all."
-    from safetensors.torch import save_file
-    with replacing(path) as part:
-        save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, part, metadata={"facts": json.dumps(facts)})
+    from safetensors.torch import save
+    write_bytes(path, save({n: t.detach().contiguous().clone() for n, t in tensors.items()}, metadata={"facts": json.dumps(facts)}))
 
 def load_tensors(
     path: str | Path,

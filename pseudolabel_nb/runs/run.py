@@ -123,11 +123,11 @@ def begin_run(
     split: dict, # ids, plain JSON
     device: str,
 ) -> Run:
-    "A new run folder, or the same one again; `UserError` where it holds another configuration or split."
+    "A new run folder, or the same one again; `UserError` where something was trained with another configuration or split."
     run = Run(folder)
     for name, new in (("split", split), ("config", config)):
         path = run.folder / f"{name}.json"
-        if path.exists() and (old := read_json(path)) != new:
+        if path.exists() and (run.folder / "checkpoints").exists() and (old := read_json(path)) != new:
             differs = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
             raise UserError(f"{run.folder}: was begun with another {name} ({', '.join(differs)} differ); choose another output folder, or remove this one to start anew")
     write_json(run.folder / "environment.json", environment(device))
@@ -139,9 +139,11 @@ def begin_run(
 def locked(
     folder: str | Path,
 ) -> Iterator[None]:
-    "Hold the folder for this process; `UserError` where another one holds it."
+    "Hold the folder for this process and clear it of temporary files; `UserError` where another one holds it."
     from filelock import FileLock, Timeout
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(Path(folder) / ".lock", timeout=0): yield
+        with FileLock(Path(folder) / ".lock", timeout=0):
+            for stale in Path(folder).rglob(".*.part"): stale.unlink(missing_ok=True)
+            yield
     except Timeout: raise UserError(f"{folder}: another process is working in this run folder; wait for it, or choose another output folder") from None

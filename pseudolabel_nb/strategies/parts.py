@@ -55,13 +55,13 @@ def kept_pixels(
     thresholds: tuple[float, ...], # (C,)
 ) -> np.ndarray: # (N, C) int64
     "Pixels kept an image and class under these thresholds, from the histograms (to 1/1024 in probability)."
-    at = (np.arange(bins) + 0.5) / bins
+    at, histograms = (np.arange(bins) + 0.5) / bins, predictions.histograms
     if predictions.n_classes > 2:
-        return np.stack([predictions.histograms[:, c, at >= t].sum(-1, dtype=np.int64) for c, t in enumerate(thresholds)], 1)
+        return np.einsum("ncb,cb->nc", histograms, at >= np.array(thresholds)[:, None], dtype=np.int64)
     factors = np.stack([(1 - at) / thresholds[0], at / thresholds[1]])
     label = np.where(factors.max(0) >= 1, factors.argmax(0), ignore)
-    counts = predictions.foreground_histograms()
-    return np.stack([counts[:, label == c].sum(-1) for c in (0, 1)], 1)
+    chosen = np.stack([label == 0, label == 1]) # by foreground probability; the background row of a histogram counts its mirror image
+    return sum(np.einsum("nb,cb->nc", plane, c, dtype=np.int64) for plane, c in ((histograms[:, 1], chosen), (histograms[:, 0], chosen[:, ::-1])))
 
 # %% ../../nbs/strategies/00_parts.ipynb #458d0387
 @dataclass(frozen=True)

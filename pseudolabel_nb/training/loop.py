@@ -121,7 +121,7 @@ def train(
         _set_learning_rate(t.optimizer, learning_rate_at(t.step, phase.steps, settings.learning_rate, settings.warmup))
         batch = Batch(*(x.to(t.device) for x in draw(t.step)))
         loss = batch_loss(t.network.train(), batch, phase.student.weight, settings.loss)
-        if not (value := loss.item()) < math.inf: raise UserError(f"the loss is {value} at step {t.step} of round {phase.number}; expected a number, so lower --learning-rate (it is {settings.learning_rate:g}) and look at the images for extreme values")
+        if not (value := loss.item()) < math.inf: raise UserError(f"the loss is {value} at step {t.step} of round {phase.number}; expected a number, so lower --learning-rates (it is {settings.learning_rate:g}) and look at the images for extreme values")
         t.optimizer.zero_grad()
         loss.backward()
         t.optimizer.step()
