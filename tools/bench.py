@@ -276,7 +276,7 @@ def main() -> None:
     "Measure, print, write."
     p = argparse.ArgumentParser(description="The speed ratios of the package: what it adds to the bare network.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--threads", type=int, default=2, help="of torch; fewer than there are idle cores")
-    p.add_argument("--repeats", type=int, default=3, help="of each comparison; the median counts")
+    p.add_argument("--repeats", type=int, default=5, help="of each comparison; the median counts")
     p.add_argument("--quick", action="store_true", help="small numbers, to see that it works; its ratios mean nothing")
     p.add_argument("--out", type=Path, default=TABLE, help="the CSV to write")
     p.add_argument("--peak-of", nargs=3, metavar=("N", "POOL", "WEIGHTS"), help=argparse.SUPPRESS)

@@ -35,7 +35,8 @@ def confidence_histogram(
     "Pixels counted by predicted class and confidence in it."
     classes = len(quantised) + 1
     if classes == 2:
-        h = np.bincount((quantised >> 6).ravel(), minlength=bins).astype(np.int32)
+        lanes = (np.arange(quantised.shape[-1]) % 4 * bins).astype(np.uint16)
+        h = np.bincount(((quantised >> 6) + lanes).ravel(), minlength=4 * bins).reshape(4, bins).sum(0).astype(np.int32)
         half = bins // 2
         return np.stack([np.concatenate([h[:half], np.zeros(half, np.int32)])[::-1], np.concatenate([np.zeros(half, np.int32), h[half:]])])
     q = np.concatenate([(levels - quantised.sum(0, dtype=np.int32))[None].clip(0), quantised])

@@ -73,6 +73,12 @@ def resolve_device(
     except (RuntimeError, AssertionError) as e: raise UserError(f"device {name!r} cannot be used ({str(e).splitlines()[0]}); expected one that torch finds here, so pass --device cpu or auto") from None
     return name
 
+def _check_foreground(data: Data) -> None:
+    "`UserError` where F1 would be 0 whatever is predicted. It looks no further than the first image with foreground."
+    for images, what in ((data.val, "validation"), (data.test, "test")):
+        if not any(np.isin(images.mask(i), (0, 255), invert=True).any() for i in range(len(images))):
+            raise UserError(f"{what} masks: no foreground pixel in the {len(images)}, so F1 would be 0 whatever is predicted; expected some, so check how the masks are read, or give other {what} images")
+
 def begin(
     data: Data,
     recipe: Recipe | str, # or a registered name
@@ -84,6 +90,7 @@ def begin(
 ) -> Run:
     "A new run folder, or the same one to go on with; `UserError` where it holds something else."
     recipe, data = named_recipe(recipe) if isinstance(recipe, str) else recipe, with_test_set(data)
+    _check_foreground(data)
     config = dict(data=data.name, classes=list(data.classes), read=list(data.notes), labelled_ratio=labelled_ratio, seed=seed, recipe=to_dict(recipe), settings=to_dict(settings))
     return begin_run(out, config, split_ids(data, labelled_ratio, seed), resolve_device(device))
 
@@ -98,19 +105,12 @@ class _Task:
     labelled: ImageSet
     unlabelled: ImageSet
     val: ImageSet
-    test: ImageSet
 
 def _task(run: Run, data: Data) -> _Task:
     "Read the run's files and find its images in `data`."
     data, config, split = with_test_set(data), run.config, run.split
     return _Task(run, from_dict(Recipe, config["recipe"]), from_dict(Settings, config["settings"]), config["seed"], run.environment["device"],
-                 data.train.subset(split["labelled"]), _unlabelled(data, split["labelled"]), data.val.subset(split["val"]), data.test.subset(split["test"]))
-
-def _check_foreground(task: _Task) -> None:
-    "`UserError` where F1 would be 0 whatever is predicted."
-    for images, what in ((task.val, "validation"), (task.test, "test")):
-        if not any(np.isin(images.mask(i), (0, 255), invert=True).any() for i in range(len(images))):
-            raise UserError(f"{what} masks: no foreground pixel in the {len(images)}, so F1 would be 0 whatever is predicted; expected some, so check how the masks are read, or give other {what} images")
+                 data.train.subset(split["labelled"]), _unlabelled(data, split["labelled"]), data.val.subset(split["val"]))
 
 def _prior(task: _Task) -> Prior:
     "Class ratios of the labelled images."
@@ -194,7 +194,6 @@ def rounds(
     task = _task(run, data)
     prior, steps = _prior(task), phase_steps(task.settings.steps, task.recipe.rounds, task.settings.teacher_share)
     with locked(run.folder):
-        _check_foreground(task)
         for number in range(len(run.records()), len(steps)):
             teacher = run.best() if number else None
             record = _round(task, number, steps[number], teacher, prior)
@@ -212,8 +211,9 @@ def finish(
     if len(records) <= task.recipe.rounds: raise UserError(f"{run.folder}: {len(records)} of {task.recipe.rounds + 1} rounds are done; expected all, so let `rounds` run to its end first")
     network = build_network(task.settings.network, task.labelled.channels, task.labelled.n_classes, **task.settings.network_options)
     load_network(run.folder / best.checkpoint, network)
-    v = validate(network, task.test, best.threshold, batch_size=task.settings.batch_size, device=task.device, tile=task.settings.tile)
-    everywhere = foreground_ratio((task.test.mask(i) for i in range(len(task.test))), task.test.n_classes)
+    test = with_test_set(data).test.subset(run.split["test"])
+    v = validate(network, test, best.threshold, batch_size=task.settings.batch_size, device=task.device, tile=task.settings.tile)
+    everywhere = foreground_ratio((test.mask(i) for i in range(len(test))), test.n_classes)
     last = records[-1]
     (run.folder / "checkpoints" / "latest.safetensors").unlink(missing_ok=True)
     write_json(run.folder / "result.json", dict(
