@@ -46,6 +46,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'pseudolabel_nb.core.random_stream': ('core.html#random_stream', 'pseudolabel_nb/core.py'),
                                      'pseudolabel_nb.core.read_json': ('core.html#read_json', 'pseudolabel_nb/core.py'),
                                      'pseudolabel_nb.core.read_jsonl': ('core.html#read_jsonl', 'pseudolabel_nb/core.py'),
+                                     'pseudolabel_nb.core.registering': ('core.html#registering', 'pseudolabel_nb/core.py'),
                                      'pseudolabel_nb.core.replace_at': ('core.html#replace_at', 'pseudolabel_nb/core.py'),
                                      'pseudolabel_nb.core.replacing': ('core.html#replacing', 'pseudolabel_nb/core.py'),
                                      'pseudolabel_nb.core.seed_torch': ('core.html#seed_torch', 'pseudolabel_nb/core.py'),

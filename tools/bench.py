@@ -1,9 +1,9 @@
 """What the package costs beside the bare network: ratios from one run, printed and written as a table.
 
-    make bench            four to five minutes
+    make bench            three to five minutes
     python tools/bench.py --quick --out ratios.csv
 
-Two ways of doing the same work are timed in turns, a few batches each, in one process: when the machine is busy, it is busy for both.
+Two ways of doing the same work are timed in turns, a few dozen batches each, in one process: when the machine is busy, it is busy for both.
 """
 import argparse
 import csv
@@ -43,8 +43,8 @@ class Row:
 
     def __str__(self) -> str:
         beside = f" over {self.bare:.3g} {self.of}" if self.bare is not None else ""
-        goal = "" if self.goal is None else f"; goal {self.goal:g}: {'met' if self.value <= self.goal else 'missed'}"
-        return f"{self.what:<58} {self.value:6.3f} {self.unit:<6} ({self.ours:.3g} {self.of}{beside}{goal})"
+        judged = "".join(f"; {name} {most:g} {'met' if self.value <= most else 'missed'}" for name, most in (("goal", self.goal), ("limit", self.limit)) if most is not None)
+        return f"{self.what:<52} {self.value:6.3f} {self.unit:<7} ({self.ours:.3g} {self.of}{beside}{judged})"
 
 
 def ratio_row(what: str, pairs: list[tuple[float, float]], of: str = "s", goal: float | None = None, limit: float | None = None) -> Row:
@@ -58,7 +58,7 @@ def ratio_row(what: str, pairs: list[tuple[float, float]], of: str = "s", goal: 
 
 class Turns:
     "A forward hook that stops the clock every few calls and does the same number of steps the bare way."
-    def __init__(self, bare: Callable[[int], None], training: bool, every: int = 5):
+    def __init__(self, bare: Callable[[int], None], training: bool, every: int = 25):
         self.bare, self.training, self.every, self.calls, self.done, self.seconds = bare, training, every, 0, 0, 0.0
 
     def __call__(self, module, inputs) -> None:

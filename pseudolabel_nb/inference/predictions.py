@@ -154,7 +154,7 @@ def predict(
     with open(folder / "probs.u16", "ab") as numbers, open(folder / "histograms.i32", "ab") as counts, open(folder / "index.jsonl", "a") as index, \
          progress(total=len(ids), initial=start, desc=desc) as bar:
         for batch, probs in stream_predictions(network, images, start=start, **options):
-            for i, p in zip(batch, probs.cpu()): _append(numbers, counts, index, ids[i], quantise(p))
+            _append(numbers, counts, index, [ids[i] for i in batch], [quantise(p) for p in probs.cpu()])
             bar.update(len(batch))
     write_json(folder / "meta.json", meta)
     return Predictions(folder)
@@ -171,17 +171,17 @@ def store(
     folder.mkdir(parents=True)
     with open(folder / "probs.u16", "wb") as numbers, open(folder / "histograms.i32", "wb") as counts, open(folder / "index.jsonl", "w") as index:
         for id, p in probs:
-            _append(numbers, counts, index, id, quantise(p))
+            _append(numbers, counts, index, [id], [quantise(p)])
             ids.append(id)
     write_json(folder / "meta.json", _meta(n_classes, teacher, tuple(ids)))
     return Predictions(folder)
 
-def _append(numbers, counts, index, id: str, q: np.ndarray) -> None:
-    "Write one image: its bytes first, then the line that says they are there."
-    numbers.write(np.ascontiguousarray(q).data)
-    counts.write(confidence_histogram(q).data)
+def _append(numbers, counts, index, ids: list[str], planes: list[np.ndarray]) -> None:
+    "Write some images: their bytes first, then the lines that say they are there."
+    for q in planes: numbers.write(np.ascontiguousarray(q).data)
+    counts.write(np.stack([confidence_histogram(q) for q in planes]).data)
     numbers.flush(), counts.flush()
-    index.write(json.dumps(dict(id=id, shape=q.shape[1:])) + "\n")
+    index.write("".join(json.dumps(dict(id=id, shape=q.shape[1:])) + "\n" for id, q in zip(ids, planes)))
     index.flush()
 
 # %% ../../nbs/inference/01_predictions.ipynb #37e1e0ed
@@ -202,5 +202,5 @@ def _write_some(old: Predictions, ids: Iterable[str], part: Path) -> None:
     part.mkdir(parents=True)
     keep = [old.index(id) for id in ids if id in old._where]
     with open(part / "probs.u16", "wb") as numbers, open(part / "histograms.i32", "wb") as counts, open(part / "index.jsonl", "w") as index:
-        for i in keep: _append(numbers, counts, index, old.ids[i], old.quantised(i))
+        for i in keep: _append(numbers, counts, index, [old.ids[i]], [old.quantised(i)])
     write_json(part / "meta.json", _meta(old.n_classes, old.teacher, tuple(old.ids[i] for i in keep)))

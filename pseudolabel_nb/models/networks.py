@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, pick, seed_torch
+from ..core import UserError, pick, registering, seed_torch
 
 # %% ../../nbs/models/00_networks.ipynb #393650b9
 def two_logits(
@@ -28,10 +28,7 @@ def register_network(
     name: str, # what `network=` will call it
 ) -> Callable:
     "Decorator: make `f(channels, n_classes, **options) -> nn.Module` available by name."
-    def keep(make: Callable) -> Callable:
-        networks[name] = make
-        return make
-    return keep
+    return registering(networks, name)
 
 # %% ../../nbs/models/00_networks.ipynb #d8665734
 @register_network("unet")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core import registering
 from ..models.networks import two_logits
 
 # %% ../../nbs/training/01_losses.ipynb #b6eb61f8
@@ -52,10 +53,7 @@ def register_loss(
     name: str, # what `loss=` will call it
 ) -> Callable:
     "Decorator: make `f(logits, target, weight, is_pseudo) -> scalar` available by name."
-    def keep(f: Callable) -> Callable:
-        losses[name] = f
-        return f
-    return keep
+    return registering(losses, name)
 
 @register_loss("cross_entropy")
 def cross_entropy_loss(logits: Tensor, target: Tensor, weight: Tensor, is_pseudo: Tensor) -> Tensor:
