@@ -74,7 +74,7 @@ def _kinds(cls) -> Iterable[type]:
     for sub in getattr(cls, "__subclasses__", list)(): yield from _kinds(sub)
 
 def _class_named(options: list, kind: str) -> type:
-    "The class called `kind` among `options` and their subclasses."
+    "The class called `kind` among `options` and their subclasses; of two with one name (a cell that was run twice) the newer."
     return pick({c.__name__: c for option in options for c in _kinds(option) if is_dataclass(c)}, kind, "kind")
 
 def _restore(
