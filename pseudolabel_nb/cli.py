@@ -136,7 +136,7 @@ def _add_common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     p.add_argument("--version", action="version", version=known)
 
-# %% ../nbs/90_cli.ipynb #4a22751e
+# %% ../nbs/90_cli.ipynb #d4fe63f4
 def _data(a: argparse.Namespace): # -> Data
     "The data set that the arguments name."
     from pseudolabel_nb.data.images import Data
@@ -227,7 +227,7 @@ def train(argv: Sequence[str] | None = None) -> int: # the exit code
     if "--demo" in (sys.argv[1:] if argv is None else argv): parser.set_defaults(**demo_defaults)
     return run_command(_train, parser, argv)
 
-# %% ../nbs/90_cli.ipynb #224a26cd
+# %% ../nbs/90_cli.ipynb #46ddd5d3
 def diagnose_parser() -> argparse.ArgumentParser:
     "The arguments of pseudolabel-diagnose."
     p = _Parser("pseudolabel-diagnose", formatter_class=_Help, allow_abbrev=False,
