@@ -37,7 +37,7 @@ def tune(
     return dict(sorted(runs.items(), key=lambda item: -item[1].best().f1))
 
 # %% ../../nbs/experiments/01_sweep.ipynb #c6a5b2aa
-def _heirs(out: Path, run: Run) -> list[Run]:
+def _donors(out: Path, run: Run) -> list[Run]:
     "Runs below `out` whose first round is done and could be that of `run`."
     start = lambda r: (r.config["labelled_ratio"], r.config["seed"], r.config["recipe"]["rounds"], r.config["settings"])
     others = [Run(p.parent) for p in sorted(out.glob("*/*/rounds.jsonl")) if p.parent != run.folder]
@@ -47,7 +47,7 @@ def _run_one(data: Data, recipe: Recipe, ratio: float, seed: int, out: Path, set
     "Begin or go on with one run of the sweep, to its score."
     run = begin(data, recipe, run_folder(out, recipe.name, ratio, seed), ratio, seed, settings, device)
     if run.result: return run
-    for other in _heirs(out, run)[:1]: adopt_teacher(run, other)
+    for other in _donors(out, run)[:1]: adopt_teacher(run, other)
     for record in rounds(run, data): say(f"{run.name}: {record}")
     finish(run, data)
     return run
