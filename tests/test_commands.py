@@ -388,7 +388,7 @@ SLIPS = [(["--strategy", "naiv"], ["'naiv'", "class_balanced"]), (["--seeds", ""
          (["--steps", "2", "--n-iterations", "3"], ["2 steps", "raise --steps"]), (["--n-iterations", "0"], ["--n-iterations", "at least 1"]), (["--confidence-threshold", "7"], ["--confidence-threshold"]),
          (["--nonsense"], ["--nonsense", "--help"]), (["--threads", "0"], ["--threads"]), (["--device", "tpu"], ["'tpu'", "--device cpu"]), (["--tile", "50"], ["tile", "multiple of 16"]), (["--crop", "50"], ["crop", "multiple of 16"]),
          (["--network", "vgg"], ["'vgg'", "unet"]), (["--augment", "all"], ["'all'", "weak"]), (["--gate", "75"], ["gate"]), (["--batch-size", "0"], ["batch_size"]), (["--learning-rates", "-1"], ["learning_rate"]),
-         (["--set", "student.wieght=1"], ["wieght", "weight"]), (["--set", "student.weight"], ["="]), (["--set", "student.weight=half"], ["student.weight", "half", "1.0"]), (["--set", "teacher.flips=maybe"], ["false"]),
+         (["--set", "student.wieght=1"], ["wieght", "weight"]), (["--set", "selector.threshold=7"], ["threshold is 7", "0.7"]), (["--set", "student.weight"], ["="]), (["--set", "student.weight=half"], ["student.weight", "half", "1.0"]), (["--set", "teacher.flips=maybe"], ["false"]),
          (["--set", "selector=1"], ["selector.threshold"]), (["--set", "rounds=2.5"], ["rounds=2.5"]), (["--demo"], ["--demo", "--data-dir"]), (["--unlabeled-data-dir", "/nowhere"], ["/nowhere", "check the path"]),
          (["--groups", "tissue"], ["tissue"]), (["--group-regex", "("], ["regular expression"]), (["--mask-values", "white"], ["'white'", "nonzero"]), (["--learning-rates", "1e30"], ["nan", "--learning-rates", "1e+30"]),
          (["--learning-rates", "0.003,1e30"], ["nan", "--learning-rates", "1e+30"])]

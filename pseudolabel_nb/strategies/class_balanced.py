@@ -102,6 +102,8 @@ class ClassBalanced(Selector):
     ratio: float = 2.0 # pseudo-labelled images a labelled one, at most
     tolerance: float = 0.10 # relative distance from the prior that is good enough
 
+    def __post_init__(self): class_thresholds(2, self.foreground, self.background), at_most(self.ratio, 1)
+
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "Thresholds a class, and images whose kept pixels meet the prior of the context."
         predictions, prior = members[0], 1 - context.prior[0]

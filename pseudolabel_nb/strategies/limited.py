@@ -27,6 +27,8 @@ class Limited(Selector):
     threshold: float = 0.70 # confidence, in (0, 1]
     ratio: float = 1.0 # pseudo-labelled images a labelled one
 
+    def __post_init__(self): class_thresholds(2, self.threshold, self.threshold), at_most(self.ratio, 1)
+
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "The images of highest score, as many as the ratio allows; ties by id."
         predictions = members[0]

@@ -17,6 +17,8 @@ class Threshold(Selector):
     "One confidence threshold for all classes, all images (Lee 2013)."
     threshold: float = 0.70 # confidence, in (0, 1]
 
+    def __post_init__(self): class_thresholds(2, self.threshold, self.threshold) # refuses what is no probability
+
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "The same threshold for every class; every image, best first."
         predictions = members[0]
