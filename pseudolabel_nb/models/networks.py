@@ -66,7 +66,7 @@ def build_network(
     seed_torch(seed, "weights")
     return make(channels, n_classes, **options).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/models/00_networks.ipynb #6170863a
+# %% ../../nbs/models/00_networks.ipynb #7d96509c
 class Ema:
     "An exponential moving average of a network's weights *and* buffers, with a decay that warms up (Tarvainen 2017)."
     def __init__(self,
