@@ -17,7 +17,7 @@ from pseudolabel_nb.runs.run import locked
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--labeled-ratios", "0.5", "--strategy", "naive", "--steps", "12", "--crop", "64", "--n-iterations", "1", "--learning-rates", "0.003", "--device", "cpu")
 RESULTS = "strategy labeled_ratio seed n_labeled n_pseudo particle_ratio_real particle_ratio_pseudo precision recall f1 f1_supervised gain best_round seconds".split()
-SUMMARY = "strategy labeled_ratio n_seeds f1_mean f1_sd f1_supervised_mean gain_mean gain_sd gain_low gain_high f1_all_foreground evidence".split()
+SUMMARY = "strategy labeled_ratio n_seeds f1_mean f1_sd f1_supervised_mean gain_mean gain_sd gain_low gain_high gain_over_noise positives p_sign_flip p_t p_holm seeds_needed f1_all_foreground evidence".split()
 FILE_EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 # ---- running a command
@@ -38,12 +38,13 @@ def tiny_networks() -> None:
         return last
 
 def in_child(name: str, argv: list[str], said: str, limits: dict) -> None:
-    "Run a command in this process with its output in files; `limits`: bytes a file, or the number of the file event at which to be killed."
+    "Run a command in this process with its output in files; `limits`: bytes a file, the number of the file event at which to be killed, the current folder."
     for n in (1, 2): os.dup2(os.open(f"{said}.{n}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), n)
     import torch
     torch.set_num_threads(1)
     tiny_networks()
     if most := limits.get("bytes"): resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    if "folder" in limits: os.chdir(limits["folder"])
     if "watch" in limits: count_events(limits["watch"], limits.get("kill_at"), f"{said}.events")
     sys.argv = [f"pseudolabel-{name}", *argv]
     sys.exit(getattr(cli, name)())
@@ -268,9 +269,121 @@ def test_help_version_and_strategies():
         assert "None)" not in ended.out and "False)" not in ended.out and "[" not in ended.out.split("options:")[1].replace("[0, 1]", "")
     text = "".join(plain("--help").out.split())  # lines are broken anywhere
     for shown in ("0.05,0.10", "naive,limited,class_balanced", "0.001,0.003", "0.70", *(f"--{k.replace('_', '-')}{v}" for k, v in cli.demo_defaults.items())): assert shown in text
+    for own in ("0.70innaive,limitedandweighted", "3inmost,1wheretheteacher", "weak,strongornone", "thatofthelabelledones"): assert own in text
+    from pseudolabel_nb.strategies.recipes import recipes, with_threshold
     listed = plain("--list-strategies").out.splitlines()
-    assert [line.split()[0] for line in listed] == ["supervised", "naive", "limited", "class_balanced", "curriculum"]
+    assert [line.split()[0] for line in listed] == list(recipes) and all(len(line.split()) > 3 for line in listed)
+    assert [name for name, r in recipes.items() if with_threshold(r, 0.81) != r] == ["naive", "limited", "weighted"]  # as --help says
+    assert all(r.rounds == (1 if r.live else 3) for r in recipes.values() if r.selector)
     assert plain("--version").code == 0
+
+# ---- strategies of one's own, changed and joined
+
+PLUGIN = """
+from dataclasses import dataclass
+import numpy as np
+from torch import nn
+from pseudolabel_nb.models.networks import register_network
+from pseudolabel_nb.strategies import Rule, Selector, register_strategy
+
+@register_network("one_layer")
+def one_layer(channels, n_classes): return nn.Conv2d(channels, n_classes, 3, padding=1)
+
+@register_strategy("odd_ones", rounds=1, student__weight=0.3)
+@dataclass(frozen=True)
+class OddOnes(Selector):
+    "Every second image. No reason."
+    threshold: float = 0.6
+    def fit(self, members, context): return Rule((self.threshold,) * members[0].n_classes, members[0].ids[::2])
+"""
+MOVING = dict(kind="Moving", field="foreground", start=0.8, stop=0.6)
+JOINED = ("--set", f"schedule={json.dumps(MOVING)}", "--set", "student.weight=0.5")
+
+def config(out: Path, name: str) -> dict: return json.loads((out / f"runs/{name}-r0.5-s0/config.json").read_text())["recipe"]
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+def test_plugin_file(train, refuse, data, tmp_path):
+    plugin = written(tmp_path / "own/odd.py", PLUGIN.replace("import numpy as np", "import helper_of_odd"))
+    written(tmp_path / "own/helper_of_odd.py", "")  # found beside the file
+    argv = ("--plugin", plugin, "--strategy", "odd_ones,naive", "--network", "one_layer", "--confidence-threshold", "0.8", "--set", "selector.threshold=0.55")
+    said = train(data, *argv).out
+    assert "2 pseudo-labelled" in said and results(tmp_path / "out").set_index("strategy").loc["odd_ones", "n_pseudo"] == "2"
+    made = config(tmp_path / "out", "odd_ones")
+    assert made["selector"] == dict(kind="OddOnes", threshold=0.55) and (made["student"]["weight"], made["about"]) == (0.3, "Every second image")
+    assert train(data, *argv).out.count("round 0") == 0  # the same command goes on
+    refuse("--data-dir", data, *argv[2:], parts=["unknown strategy 'odd_ones'", "naive"])
+
+def test_plugin_module(command, refuse, data, tmp_path):
+    written(tmp_path / "own/parts/odd.py", PLUGIN)
+    listed = command("--plugin", "parts.odd", "--list-strategies", folder=tmp_path / "own")
+    assert (listed.code, listed.err) == (0, "") and "odd_ones         Every second image\n" in listed.out
+    refuse("--data-dir", data, "--plugin", "parts.odd", folder=tmp_path, parts=["--plugin parts.odd", "no module 'parts'", "ending in .py"])
+    refuse("--data-dir", data, "--plugin", "parts.even", folder=tmp_path / "own", parts=["no module 'parts.even'"])
+
+PLUGIN_SLIPS = dict(syntax=("x = (", ["SyntaxError", "odd.py, line 1"]), name=("\n\nnump.zeros(1)", ["odd.py, line 3", "NameError", "nump"]), missing=("import nump", ["odd.py, line 1", "No module named 'nump'"]),
+                    taken=(PLUGIN.replace("odd_ones", "naive"), ["odd.py, line 11", "'naive'", "choose another"]), plain=(PLUGIN.replace("@dataclass(frozen=True)\n", ""), ["OddOnes", "@dataclass(frozen=True)"]),
+                    no_fit=(PLUGIN.replace("def fit", "def fitt"), ["OddOnes has no fit"]), part=(PLUGIN.replace("student__weight=0.3", "student__wieght=1"), ["'wieght'", "weight"]), name_of_folder=(PLUGIN.replace("odd_ones", "../odd"), ["'../odd'", "letters"]),
+                    exits=("raise SystemExit('enough')", ["SystemExit", "enough"]))
+@pytest.mark.parametrize("text, parts", PLUGIN_SLIPS.values(), ids=PLUGIN_SLIPS)
+def test_plugin_slips(refuse, tmp_path, text, parts):
+    refuse("--demo", "--plugin", written(tmp_path / "odd.py", text), parts=[f"--plugin {tmp_path / 'odd.py'}: ", *parts])
+    assert not (tmp_path / "out").exists()
+
+def test_missing_plugin_file(refuse, tmp_path): refuse("--demo", "--plugin", tmp_path / "odd.py", parts=["odd.py: no such file", "check the path"])
+
+def test_recipe_files(train, refuse, data, tmp_path):
+    "The same in TOML, in JSON, on the command line, and as a run has written it."
+    toml = written(tmp_path / "a.toml", 'base = "class_balanced"\nstudent.weight = 0.5\n[schedule]\nkind = "Moving"\nfield = "foreground"\nstart = 0.8\nstop = 0.6\n')
+    as_json = written(tmp_path / "b.json", json.dumps({"base": "class_balanced", "student": {"weight": 0.5}, "schedule": MOVING}))
+    train(data, "--strategy", f"{toml},{as_json},class_balanced", "--n-iterations", "2")
+    made = {name: config(tmp_path / "out", name) for name in ("a", "b")}
+    assert made["a"] == {**made["b"], "name": "a"} and made["a"]["schedule"] == dict(MOVING, shape="linear") and made["a"]["rounds"] == 2
+    records = [json.loads(line) for line in (tmp_path / "out/runs/a-r0.5-s0/rounds.jsonl").read_text().splitlines()]
+    assert [r["thresholds"] for r in records] == [[], [0.8, 0.8], [0.8, 0.6]]
+    train(data, "--strategy", "class_balanced", *JOINED, "--n-iterations", "2", out=tmp_path / "set")
+    assert config(tmp_path / "set", "class_balanced") == {**made["a"], "name": "class_balanced"}
+    train(data, "--strategy", tmp_path / "out/runs/a-r0.5-s0/config.json", "--n-iterations", "2", out=tmp_path / "again")
+    assert config(tmp_path / "again", "a") == made["a"]
+    refuse("--data-dir", data, "--strategy", f"{toml},{written(tmp_path / 'other/a.toml', toml.read_text())}", parts=["strategy a is given twice"])
+
+FILES = dict(field=('base = "naive"\nstudent.wieght = 1', ["'wieght'", "weight"]), value=('base = "naive"\nstudent.weight = "half"', ["student.weight is 'half'", "a number", "1.0"]), kind=('base = "naive"\nselector = {kind = "Best"}', ["selector", "'Best'", "Threshold"]),
+             inner=('base = "naive"\nselector = {kind = "Limited", ratio = "two"}', ["selector.ratio is 'two'", "1.0"]), base=('base = "naiv"', ["'naiv'", "class_balanced"]), nothing=("rounds = 2", ["base", "class_balanced"]),
+             toml=("base = naive", ["not TOML", "line 1"]), joint=('base = "naive"\nrefresh = "step"', ["refresh is 'step'", "'average'"]), moved=('base = "naive"\n[schedule]\nkind = "Moving"\nfield = "foreground"', ["'foreground'", "Threshold", "threshold"]),
+             name=('base = "naive"\nname = "../../mine"', ["'../../mine'", "letters"]), true=('base = "naive"\nrounds = true', ["rounds is True", "whole number"]))
+@pytest.mark.parametrize("text, parts", FILES.values(), ids=FILES)
+def test_recipe_file_slips(refuse, tmp_path, text, parts):
+    refuse("--demo", "--strategy", written(tmp_path / "a.toml", text), parts=[f"error: {tmp_path / 'a.toml'}: ", *parts])
+    assert not (tmp_path / "out").exists()
+
+def test_recipe_file_is_no_recipe(refuse, tmp_path):
+    for text, part in (("{base", "not JSON"), ("[1]", "fields by name"), ('{"base": 3}', "unknown base"), ('{"kind": "Recipe", "selector": null, "teacher": {"kind": "Student"}}', "unknown kind 'Student'")):
+        refuse("--demo", "--strategy", written(tmp_path / "a.json", text), parts=[tmp_path / "a.json", part])
+    refuse("--demo", "--strategy", tmp_path / "gone.toml", parts=["gone.toml: no such file", "check the path"])
+
+def test_what_is_given_for_all(train, data, tmp_path):
+    "Rounds and prior for every strategy; the threshold where there is a single constant one; else each keeps its own."
+    train(data, "--strategy", "naive,limited,class_balanced,curriculum", "--confidence-threshold", "0.8", "--prior", "0.1", "--n-iterations", "2")
+    made = {name: config(tmp_path / "out", name) for name in ("naive", "limited", "class_balanced", "curriculum", "supervised")}
+    assert [made[n]["selector"]["threshold"] for n in ("naive", "limited")] == [0.8, 0.8]
+    assert made["class_balanced"]["selector"]["foreground"] == 0.6 and made["curriculum"]["schedule"]["start"] == 0.9
+    assert {(m["rounds"], m["prior"]) for n, m in made.items() if n != "supervised"} == {(2, 0.1)} and (made["supervised"]["rounds"], made["supervised"]["prior"]) == (0, None)
+
+def test_what_is_not_given_is_the_recipes_own():
+    from pseudolabel_nb.strategies.recipes import recipe, recipes
+    parse = lambda *argv: cli._recipes(cli.train_parser().parse_args(argv))
+    names = ",".join(recipes)
+    assert parse("--strategy", names) == list(recipes.values())
+    live = [recipe("naive", name="live", refresh="step", rounds=1, teacher__who="average", student__sampling="paired")]
+    given = cli.train_parser().parse_args(["--n-iterations", "5", "--confidence-threshold", "0.9"])
+    assert [cli._as_asked(r, given, {}) for r in live] == live
+    assert parse("--set", "name=mine", "--strategy", "naive")[0].name == "mine"
+    for changes, part, value in ((("refresh=50",), "refresh", 50), (("teacher.decay=0.9",), "teacher", None), (("teacher.decay=null", "prior=0.2"), "prior", 0.2)):
+        made = parse("--strategy", "naive", *(a for c in changes for a in ("--set", c)))[0]
+        assert value is None or getattr(made, part) == value
+    assert made.teacher.decay is None
 
 # ---- going on
 
@@ -389,7 +502,9 @@ SLIPS = [(["--strategy", "naiv"], ["'naiv'", "class_balanced"]), (["--seeds", ""
          (["--nonsense"], ["--nonsense", "--help"]), (["--threads", "0"], ["--threads"]), (["--device", "tpu"], ["'tpu'", "--device cpu"]), (["--tile", "50"], ["tile", "multiple of 16"]), (["--crop", "50"], ["crop", "multiple of 16"]),
          (["--network", "vgg"], ["'vgg'", "unet"]), (["--augment", "all"], ["'all'", "weak"]), (["--gate", "75"], ["gate"]), (["--batch-size", "0"], ["batch_size"]), (["--learning-rates", "-1"], ["learning_rate"]),
          (["--set", "student.wieght=1"], ["wieght", "weight"]), (["--set", "selector.threshold=7"], ["threshold is 7", "0.7"]), (["--set", "student.weight"], ["="]), (["--set", "student.weight=half"], ["student.weight", "half", "1.0"]), (["--set", "teacher.flips=maybe"], ["false"]),
-         (["--set", "selector=1"], ["selector.threshold"]), (["--set", "rounds=2.5"], ["rounds=2.5"]), (["--demo"], ["--demo", "--data-dir"]), (["--unlabeled-data-dir", "/nowhere"], ["/nowhere", "check the path"]),
+         (["--set", "selector=1"], ["selector.threshold"]), (["--set", "rounds=2.5"], ["rounds=2.5", "rounds is 2.5", "a whole number"]), (["--set", "rounds.first=1"], ["rounds", "'first'"]), (["--set", "prior=4"], ["prior is 4", "0.04"]),
+         (["--set", "selector={\"kind\": \"Best\"}"], ["selector", "'Best'", "Threshold"]), (["--set", "refresh=step"], ["refresh", "'average'"]), (["--set", "refresh=step", "--set", "teacher.who=average"], ["student.sampling=paired"]), (["--set", "refresh=2.5"], ["refresh is 2.5"]),
+         (["--set", "student.weight=NaN"], ["student.weight", "NaN"]), (["--set", "name=a/b"], ["'a/b'", "letters"]), (["--strategy", "naive,limited", "--set", "name=one"], ["one is given twice"]), (["--strategy", "naive", *JOINED], ["'foreground'", "Threshold"]), (["--prior", "4"], ["--prior", "0.05"]), (["--demo"], ["--demo", "--data-dir"]), (["--unlabeled-data-dir", "/nowhere"], ["/nowhere", "check the path"]),
          (["--groups", "tissue"], ["tissue"]), (["--group-regex", "("], ["regular expression"]), (["--mask-values", "white"], ["'white'", "nonzero"]), (["--learning-rates", "1e30"], ["nan", "--learning-rates", "1e+30"]),
          (["--learning-rates", "0.003,1e30"], ["nan", "--learning-rates", "1e+30"])]
 

@@ -46,7 +46,7 @@ def test_importing_the_package_imports_nothing_slow():
     assert not imported_by("import pseudolabel_nb; dir(pseudolabel_nb)") & {*SLOW, "numpy"}
 
 
-@pytest.mark.parametrize("module", ["core", "data.masks", "measures.metrics", "measures.statistics", "runs.run", "cli"])
+@pytest.mark.parametrize("module", ["core", "data.masks", "measures.metrics", "measures.statistics", "measures.evidence", "measures.ranking", "runs.run", "cli"])
 def test_modules_that_need_no_network_import_no_torch(module):
     if not (PACKAGE / (module.replace(".", "/") + ".py")).exists(): pytest.skip(f"pseudolabel_nb.{module} is not written yet")
     assert not imported_by(f"import pseudolabel_nb.{module}") & set(SLOW)
@@ -176,7 +176,7 @@ def test_the_facts_said_twice_agree():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
     listed = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    wanted = {re.split(r"[ ~<>=]", line.strip())[0].lower() for section in (about["requirements"], *(config["extras"][e] for e in ("lab", "docs", "dev"))) for line in section.splitlines() if line.strip()}
+    wanted = {re.split(r"[ ~<>=;]", line.strip())[0].lower() for section in (about["requirements"], *(config["extras"][e] for e in ("lab", "docs", "dev"))) for line in section.splitlines() if line.strip()}
     assert wanted <= listed, f"constraints.txt has no tested version of {wanted - listed}"
     assert listed <= wanted, f"constraints.txt pins {listed - wanted}, which settings.ini does not ask for"
     assert "+" not in re.sub(r"#.*", "", (ROOT / "constraints.txt").read_text())
@@ -184,7 +184,7 @@ def test_the_facts_said_twice_agree():
 
 def test_what_modules_import_is_required():
     "Every library that a module imports is a requirement; every requirement is imported."
-    names = {"skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml"}
+    names = {"skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml", "tomllib": "tomli"} # tomllib is tomli since Python 3.11
     imported = set()
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
@@ -192,7 +192,7 @@ def test_what_modules_import_is_required():
             elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
     imported = {names.get(n, n) for n in imported - set(sys.stdlib_module_names) - {"pseudolabel_nb"}}
     text = re.search(r"^requirements =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1]
-    required = {re.split(r"[ ~<>=]", line.strip())[0] for line in text.splitlines() if line.strip()}
+    required = {re.split(r"[ ~<>=;]", line.strip())[0] for line in text.splitlines() if line.strip()}
     assert imported <= required, f"imported but not in settings.ini: {imported - required}"
     required -= {"ipywidgets"} # tqdm.auto draws its bars in notebooks with it
     assert required <= imported, f"in settings.ini but imported by no module: {required - imported}"

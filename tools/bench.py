@@ -99,7 +99,7 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
     def bare(step: int) -> None:
-        x, y, is_pseudo = batch_at(step, windows, batch_size=settings.batch_size, augment=augment)
+        x, y, is_pseudo, *_ = batch_at(step, windows, batch_size=settings.batch_size, augment=augment)
         optimizer.zero_grad()
         loss(network(x), y, torch.ones(len(x)), is_pseudo).backward()
         optimizer.step()
@@ -112,6 +112,46 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
 
     networks["timed"] = timed
     return turns.time(lambda: train(Phase(0, steps, images, images.subset(images.ids[:1])), settings, folder))
+
+
+# Steps of the strategies
+
+STEP_LIMITS = {"naive": 1.1, "mean_teacher": 2.5, "fixmatch": 2.5, "unimatch": None, "cps": 4.3, "copy_paste": 2.5} # times a supervised step; naive: one with an equal batch
+
+
+def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tuple[float, float]: # seconds of the recipe's steps, of supervised ones
+    "A recipe's training steps and supervised ones, ten by ten in turns; drawing the batches is part of both."
+    from dataclasses import replace
+
+    from pseudolabel_nb.strategies.parts import Context
+    from pseudolabel_nb.strategies.pseudo_images import PseudoImages
+    from pseudolabel_nb.strategies.recipes import recipe as named
+    from pseudolabel_nb.training.loop import Phase, Trainer, drawing
+    from pseudolabel_nb.training.settings import Settings
+
+    recipe, settings = named(name), Settings(steps=steps)
+    student = recipe.student if recipe.live else replace(recipe.student, sampling="paired") # so that the batch always has its eight windows
+    rule = recipe.selector_at(1).fit([predictions], Context(labelled=len(images)))
+    pseudo = PseudoImages(images.hide_masks(), predictions, rule)
+    equal = replace(settings, batch_size=(1 if recipe.live else 2) * settings.batch_size)
+    phases = (Phase(1, steps, images, images, pseudo, student, recipe.teacher, recipe.live), settings), (Phase(0, steps, images, images), equal)
+    trainers = [Trainer(phase, s, folder / str(k), "cpu") for k, (phase, s) in enumerate(phases)]
+    draws = [drawing(phase, s, phase.pseudo) for phase, s in phases]
+    spent = [0.0, 0.0]
+    for k in range(-2, 2 * (steps // 10)): # the first two turns are for warming up
+        began = time.perf_counter()
+        for _ in range(10): trainers[k % 2].learn(draws[k % 2](trainers[k % 2].step))
+        if k >= 0: spent[k % 2] += time.perf_counter() - began
+    return spent[0], spent[1]
+
+
+def strategy_steps(network, images, folder: Path, steps: int, repeats: int):
+    "A row for each strategy whose step is another one."
+    from pseudolabel_nb.inference.predictions import predict
+    predictions = predict(network, images, folder / "store")
+    for name, limit in STEP_LIMITS.items():
+        pairs = [step_costs(name, images, folder / f"{name}-{k}", predictions, steps) for k in range(repeats)]
+        yield ratio_row(f"a step of {name}, over a supervised step" + " with an equal batch" * (name == "naive"), pairs, limit=limit)
 
 
 # Pseudo-labelling
@@ -240,6 +280,7 @@ def measure(few: int, many: int, steps: int, pool: int, repeats: int, threads: i
         yield ratio_row(f"{steps} training steps, over forward–backward–step", [training(folder / f"run-{k}", images, steps) for k in range(repeats)], goal=1.05)
         networks = build_network(), build_network().eval()
         for network in networks: load_network(weights, network)
+        yield from strategy_steps(networks[0], images, folder, max(10, steps // 3), repeats)
         pseudo_labelling(*networks, images, pool)
         for n, times in ((few, repeats), (many, max(1, repeats // 3))): # the many are repeats in themselves
             yield ratio_row(f"pseudo-labelling {n:,} images, over model(batch)", [pseudo_labelling(*networks, images, n) for _ in range(times)], goal=1.05, limit=1.15)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['foreground_points', 'window_start', 'pad_window', 'Windows', 'Batch', 'batch_at', 'batches']
 
-# %% ../../nbs/data/08_loading.ipynb #ff0c4bdd
+# %% ../../nbs/data/08_loading.ipynb #169959dd
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import UserError, random_stream
 
-# %% ../../nbs/data/08_loading.ipynb #cb3fa043
+# %% ../../nbs/data/08_loading.ipynb #317f40a5
 def foreground_points(
     mask: np.ndarray, # (H, W) uint8: 0 = background, 255 = ignore
     most: int = 256, # points kept
@@ -35,16 +35,18 @@ def window_start(
     room = max(length - crop, 0)
     return int(rng.integers(room + 1)) if centre is None else int(np.clip(centre - crop // 2, 0, room))
 
-# %% ../../nbs/data/08_loading.ipynb #e2955517
+# %% ../../nbs/data/08_loading.ipynb #f46f9c5b
 def pad_window(
     image: np.ndarray, # (channels, h, w)
     mask: np.ndarray, # (h, w)
+    weight: np.ndarray, # (h, w)
     crop: int, # px
-) -> tuple[np.ndarray, np.ndarray]: # (channels, crop, crop), (crop, crop)
-    "Right and bottom filled up to the window: the image by reflection, the mask with ignore."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (channels, crop, crop), (crop, crop), (crop, crop)
+    "Right and bottom filled up to the window: the image by reflection, the mask with ignore, the weight with 0."
     down, right = crop - mask.shape[0], crop - mask.shape[1]
-    if not (down or right): return image, mask
-    return np.pad(image, ((0, 0), (0, down), (0, right)), "symmetric"), np.pad(mask, ((0, down), (0, right)), constant_values=255)
+    if not (down or right): return image, mask, weight
+    room = (0, down), (0, right)
+    return np.pad(image, ((0, 0), *room), "symmetric"), np.pad(mask, room, constant_values=255), np.pad(weight, room)
 
 class Windows:
     "Random square windows of labelled or pseudo-labelled images, turned and mirrored."
@@ -63,27 +65,35 @@ class Windows:
         if i not in self._points: self._points[i] = foreground_points(self.source.mask(i))
         return self._points[i]
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]: # (channels, crop, crop), (crop, crop)
-        "One window of one image, in one of the eight orientations."
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # image (channels, crop, crop), mask (crop, crop), weight (crop, crop)
+        "One window of one image, in one of the eight orientations; what weighs 1 everywhere is said by the mask alone."
         i, aimed = int(rng.integers(len(self))), rng.random() < self.foreground_share
         points = self.points(i) if aimed else ()
         centre = points[rng.integers(len(points))] if len(points) else (None, None)
         size = [min(s, self.crop) for s in self.source.shape(i)]
         start = [window_start(s, self.crop, c, rng) for s, c in zip(self.source.shape(i), centre)]
-        image, mask = pad_window(self.source.crop(i, *start, *size), self.source.mask_crop(i, *start, *size), self.crop)
+        weight = self.source.weight_crop(i, *start, *size) if getattr(self.source, "weighs", False) else np.ones(size, np.float32)
+        window = pad_window(self.source.crop(i, *start, *size), self.source.mask_crop(i, *start, *size), weight, self.crop)
         turns, mirror = rng.integers(4), 1 - 2 * rng.integers(2)
-        return np.rot90(image, turns, (1, 2))[:, :, ::mirror], np.rot90(mask, turns)[:, ::mirror]
+        return tuple(np.rot90(x, turns, (-2, -1))[..., ::mirror] for x in window)
 
-# %% ../../nbs/data/08_loading.ipynb #26b86a61
+# %% ../../nbs/data/08_loading.ipynb #c4afad28
 class Batch(NamedTuple):
     "What one step learns from."
     images: Tensor # (n, channels, crop, crop) float32
     masks: Tensor # (n, crop, crop) int64: classes, 255 = ignore
     is_pseudo: Tensor # (n,) bool
+    weights: Tensor # (n, crop, crop) float32: of a pixel relative to the others of its kind
+    plain: Tensor # (m, channels, crop, crop) the pseudo-labelled windows as they are, for a teacher
+    second: Tensor # (m, channels, crop, crop) another view of them, or (0, …) where none was asked for
 
-def _part(windows: Windows, n: int, rng: np.random.Generator, augment: Callable | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    "`n` windows; `augment` changes their images."
-    return [(x if augment is None else augment(x, rng), m) for x, m in (windows.draw(rng) for _ in range(n))]
+def _part(windows: Windows, n: int, rng: np.random.Generator, view: Callable) -> list[tuple]:
+    "`n` windows, their images as they are and changed by `view`: (changed, mask, weight, as it is)."
+    return [(view(x, rng), mask, weight, x) for x, mask, weight in (windows.draw(rng) for _ in range(n))]
+
+def _images(windows: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
+    "Windows as one tensor, in the memory format that convolutions like."
+    return torch.from_numpy(np.stack(windows) if windows else np.zeros((0, *shape), np.float32)).contiguous(memory_format=torch.channels_last)
 
 def batch_at(
     step: int, # from 0
@@ -93,7 +103,8 @@ def batch_at(
     sampling: str = "pooled", # or "paired"
     seed: int = 0,
     phase: int = 0, # the round, so that rounds see other batches
-    augment: Callable | None = None, # (image (channels, h, w), rng) -> image
+    augment: Callable = lambda image, rng: image, # (image (channels, h, w), rng) -> image; of labelled windows
+    views: tuple[Callable, ...] = (), # one or two of the same kind, of pseudo-labelled windows; (): `augment`
 ) -> Batch:
     "The batch of a step: a pure function of seed, phase and step."
     n, m = batch_size, 0
@@ -101,9 +112,14 @@ def batch_at(
         n = batch_size if sampling == "paired" else int(random_stream(seed, "places", phase, step).binomial(2 * batch_size, len(labelled) / (len(labelled) + len(pseudo))))
         m = 2 * batch_size - n
     parts = _part(labelled, n, random_stream(seed, "labelled", phase, step), augment)
-    if m: parts += _part(pseudo, m, random_stream(seed, "pseudo", phase, step), augment)
-    images = torch.from_numpy(np.stack([x for x, _ in parts])).contiguous(memory_format=torch.channels_last)
-    return Batch(images, torch.from_numpy(np.stack([y for _, y in parts])).long(), torch.arange(n + m) >= n)
+    first, *more = views or (augment,)
+    if m: parts += _part(pseudo, m, random_stream(seed, "pseudo", phase, step), first)
+    images, masks, weights, plain = zip(*parts)
+    rng = random_stream(seed, "second view", phase, step)
+    second = [view(x, rng) for view in more for x in plain[n:]]
+    shape = images[0].shape
+    return Batch(_images(images, shape), torch.from_numpy(np.stack(masks)).long(), torch.arange(n + m) >= n,
+                 torch.from_numpy(np.stack(weights)), _images(plain[n:], shape), _images(second, shape))
 
 def batches(
     labelled, # `ImageSet` with masks
@@ -112,8 +128,8 @@ def batches(
     crop: int = 128, # px
     foreground_share: float = 0.5,
     **options, # to `batch_at`: batch_size, sampling, seed, phase, augment
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]: # images, masks, is_pseudo, as in `Batch`
     "Batches for a training loop of your own."
     if not len(labelled): raise UserError("no labelled images; expected at least one, so raise the labelled ratio")
     a, b = (None if s is None else Windows(s, crop, foreground_share) for s in (labelled, pseudo))
-    return (batch_at(step, a, b, **options) for step in range(steps))
+    return (batch_at(step, a, b, **options)[:3] for step in range(steps))

@@ -16,8 +16,9 @@ from .results import run_folder, write_tables
 from ..runs.run import Run, locked
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
-from ..training.rounds import adopt_teacher, begin, finish, phase_steps, rounds, split_ids, with_test_set
+from ..training.rounds import adopt_teacher, finish, first_training, phase_steps, rounds
 from ..training.settings import Settings
+from ..training.task import begin, split_ids, with_test_set
 
 # %% ../../nbs/experiments/01_sweep.ipynb #b60787a0
 def tune(
@@ -39,9 +40,9 @@ def tune(
 # %% ../../nbs/experiments/01_sweep.ipynb #c6a5b2aa
 def _donors(out: Path, run: Run) -> list[Run]:
     "Runs below `out` whose first round is done and could be that of `run`."
-    start = lambda r: (r.config["labelled_ratio"], r.config["seed"], r.config["recipe"]["rounds"], r.config["settings"])
+    start = first_training(run.config)
     others = [Run(p.parent) for p in sorted(out.glob("*/*/rounds.jsonl")) if p.parent != run.folder]
-    return [r for r in others if r.records() and start(r) == start(run)]
+    return [r for r in others if r.records() and first_training(r.config) == start]
 
 def _run_one(data: Data, recipe: Recipe, ratio: float, seed: int, out: Path, settings: Settings, device: str, say: Callable) -> Run:
     "Begin or go on with one run of the sweep, to its score."

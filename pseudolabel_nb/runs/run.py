@@ -9,7 +9,7 @@ __all__ = ['packages', 'RoundRecord', 'Run', 'open_run', 'environment', 'begin_r
 import platform, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -39,12 +39,20 @@ class RoundRecord:
     kept: tuple[int, ...] = () # pseudo-labelled pixels a class
     ratio_pseudo: float | None = None # foreground ratio of the kept pixels
     verdict: str = "" # of the class-ratio diagnosis
+    predicted: float | None = None # share of the validation pixels that the student calls foreground
+    members: tuple[str, ...] = () # checkpoints of an ensemble, or of two networks that teach each other
+    agreement: dict = field(default_factory=dict) # of an ensemble: rule -> pixels it kept a class
     warning: str = ""
 
     def __str__(self):
         kept = f"{self.n_pseudo} pseudo-labelled, foreground {self.ratio_pseudo or 0:.2%} (labels {self.ratio_labelled:.2%}); " if self.n_pseudo else ""
         gate = "" if self.gain is None else f", {self.gain:+.3f} [{self.gain_low:+.3f}, {self.gain_high:+.3f}], {'accepted' if self.accepted else 'refused'}"
-        return f"round {self.round}: {kept}validation F1 {self.f1:.3f}{gate}" + (f" — {self.warning}" if self.warning else "")
+        return f"round {self.round}: {kept}{self._agreed()}validation F1 {self.f1:.3f}{gate}" + (f" — {self.warning}" if self.warning else "")
+
+    def _agreed(self) -> str:
+        "What each rule of agreement would keep of the foreground, as a share of what it keeps."
+        shares = {rule: sum(kept[1:]) / max(sum(kept), 1) for rule, kept in self.agreement.items()}
+        return f"foreground if {', '.join(f'{rule} {share:.2%}' for rule, share in shares.items())}; " if shares else ""
 
 # %% ../../nbs/runs/00_run.ipynb #ad9297b4
 class Run:
@@ -62,15 +70,29 @@ class Run:
     def split(self) -> dict: return read_json(self.folder / "split.json")
 
     @property
+    def source(self) -> dict | None: # plain JSON
+        "How the data were opened, in the words of whoever began the run; None where that was not said."
+        path = self.folder / "environment.json"
+        return read_json(path).get("source") if path.exists() else None
+
+    @property
     def result(self) -> dict | None:
         "The score on the test set, or None while the run is not finished."
         path = self.folder / "result.json"
         return read_json(path) if path.exists() else None
 
     @property
+    def error(self) -> dict | None: # "error", "when"
+        "What the run died of, or None; a finished run has no error."
+        path = self.folder / "error.json"
+        return read_json(path) if path.exists() and not self.result else None
+
+    @property
     def status(self) -> str:
-        "'finished', 'running or interrupted', or 'new'."
-        return "finished" if self.result else "running or interrupted" if self.records() else "new"
+        "'finished', 'failed', 'running or interrupted', or 'new'."
+        if self.result: return "finished"
+        if self.error: return "failed"
+        return "running or interrupted" if read_jsonl(self.folder / "rounds.jsonl") else "new"
 
     def records(self) -> list[RoundRecord]:
         "One record a finished round, in order."
@@ -82,7 +104,7 @@ class Run:
 
     def metrics(self) -> list[dict]:
         "Evaluations during training, in order; what was computed twice because of an interruption is listed once."
-        lines = {(m["round"], m["step"]): m for m in read_jsonl(self.folder / "metrics.jsonl")}
+        lines = {(m["round"], m.get("member", 0), m["step"]): m for m in read_jsonl(self.folder / "metrics.jsonl")}
         return [lines[k] for k in sorted(lines)]
 
     def best(self) -> RoundRecord:
@@ -93,6 +115,7 @@ class Run:
 
     def __repr__(self):
         lines = [f"{self.name}: {self.status}", *map(str, self.records())]
+        if e := self.error: lines.append(f"error: {str(e.get('error', 'unknown')).strip()} ({e.get('when', 'no time is given')})")
         if r := self.result: lines.append(f"test F1 {r['f1']:.3f} (precision {r['precision']:.3f}, recall {r['recall']:.3f}), best round {r['best_round']}")
         return "\n".join(lines)
 
@@ -107,34 +130,38 @@ def open_run(
     if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
     return Run(folder)
 
-# %% ../../nbs/runs/00_run.ipynb #a457aa5c
+# %% ../../nbs/runs/00_run.ipynb #3e49e120
 packages = "pseudolabel_nb", "torch", "monai", "numpy"
 
 def environment(
     device: str, # "cpu", "cuda", …
+    **more, # plain JSON: what else the numbers depend on, such as threads
 ) -> dict:
     "Versions and device, for `environment.json`."
     version = lambda name: next((d.version for d in metadata.distributions(name=name)), "not installed")
-    return dict(python=platform.python_version(), platform=sys.platform, machine=platform.machine(), device=device, **{n: version(n) for n in packages})
+    return dict(python=platform.python_version(), platform=sys.platform, machine=platform.machine(), device=device, **more, **{n: version(n) for n in packages})
 
 def begin_run(
     folder: str | Path,
     config: dict, # plain JSON
     split: dict, # ids, plain JSON
     device: str,
+    source: dict | None = None, # how the data were opened, plain JSON; None: as it was said before
+    **more, # to `environment`
 ) -> Run:
-    "A new run folder, or the same one again; `UserError` where something was trained with another configuration or split."
+    "A new run folder, or the same one again; `UserError` where something was trained with another configuration or split. What a finished run ran in stays written."
     run = Run(folder)
     for name, new in (("split", split), ("config", config)):
         path = run.folder / f"{name}.json"
         if path.exists() and (run.folder / "checkpoints").exists() and (old := read_json(path)) != new:
             differs = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
             raise UserError(f"{run.folder}: was begun with another {name} ({', '.join(differs)} differ); choose another output folder, or remove this one to start anew")
-    write_json(run.folder / "environment.json", environment(device))
+    (run.folder / "error.json").unlink(missing_ok=True)
+    if not run.result: write_json(run.folder / "environment.json", environment(device, **more) | ({"source": source} if (source := source or run.source) else {}))
     for name, new in (("split", split), ("config", config)): write_json(run.folder / f"{name}.json", new)
     return run
 
-# %% ../../nbs/runs/00_run.ipynb #b7c8af73
+# %% ../../nbs/runs/00_run.ipynb #cd958138
 @contextmanager
 def locked(
     folder: str | Path,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Validation', 'foreground_counts', 'validate']
 
-# %% ../../nbs/training/05_validation.ipynb #6f637e1e
+# %% ../../nbs/training/05_validation.ipynb #fb49ea2c
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,14 @@ from ..inference.predictions import with_background
 from ..inference.streaming import stream_predictions
 from ..measures.metrics import Scores, best_threshold, binary_histogram, confusion, quantise, scores, threshold_edges
 
-# %% ../../nbs/training/05_validation.ipynb #38fea28d
+# %% ../../nbs/training/05_validation.ipynb #2803868b
 @dataclass(frozen=True)
 class Validation:
     "Scores at a threshold, and what each image contributes."
     scores: Scores
     threshold: float # foreground where p >= threshold
     counts: np.ndarray # (N, 3) int64: foreground tp, fp, fn of each image
+    predicted: float # share of the pixels whose most probable class is a foreground one, whatever the threshold
 
 def foreground_counts(
     histograms: np.ndarray, # (N, 2, bins): background and foreground pixels of each image by probability
@@ -42,11 +43,16 @@ def validate(
     stream = ((images.mask(i), quantise(p)) for batch, probs in stream_predictions(network, images, **options) for i, p in zip(batch, probs.cpu()))
     if images.n_classes > 2:
         counts = np.stack([confusion(with_background(q).argmax(0).numpy(), mask, images.n_classes)[1:].sum(0) for mask, q in stream])
-        return Validation(_pooled(counts), 0.5, counts)
+        known = sum(int((images.mask(i) != 255).sum()) for i in range(len(images)))
+        return Validation(_pooled(counts), 0.5, counts, _called(counts, known))
     histograms = np.stack([binary_histogram(q[0], mask) for mask, q in stream])
     if threshold is None: threshold, _ = best_threshold(histograms.sum(0))
     counts = foreground_counts(histograms, threshold)
-    return Validation(_pooled(counts), threshold, counts)
+    return Validation(_pooled(counts), threshold, counts, _called(foreground_counts(histograms, 0.5), int(histograms.sum())))
+
+def _called(counts: np.ndarray, known: int) -> float:
+    "Share of the known pixels that are called foreground."
+    return float(counts[:, :2].sum() / max(known, 1))
 
 def _pooled(counts: np.ndarray) -> Scores:
     "Scores of all images together."

@@ -1,0 +1,211 @@
+"""Every registered recipe, through the one loop: does it learn from unlabelled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
+import json
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import pseudolabel_nb as pnb
+from pseudolabel_nb.core import UserError, from_dict, random_stream, read_jsonl, to_dict
+from pseudolabel_nb.data.images import from_arrays
+from pseudolabel_nb.data.loading import Batch
+from pseudolabel_nb.models.checkpoints import load_tensors
+from pseudolabel_nb.models.networks import build_network
+from pseudolabel_nb.strategies.parts import Moving, Recipe, Rule, Student, Teacher
+from pseudolabel_nb.strategies.recipes import recipes
+from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
+from pseudolabel_nb.training import loop, rounds
+from pseudolabel_nb.training.loop import Phase, train
+from pseudolabel_nb.training.step import Lesson, step_loss
+
+SMALL = dict(widths=(4, 8))
+SETTINGS = pnb.Settings(steps=24, batch_size=2, crop=16, network_options=SMALL, evaluations=3, checkpoint_every=5)
+METHODS = [name for name, recipe in recipes.items() if recipe.selector is not None]
+
+
+def discs(n: int, seed: int, classes: int = 2, size: int = 24):
+    "Noisy images, each with a disc of every foreground class."
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    masks = [sum((np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3) * np.uint8(1) * c for c in range(1, classes)).clip(0, classes - 1) for _ in range(n)]
+    return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("float32") for m in masks], [m.astype("uint8") for m in masks])
+
+
+@cache
+def data() -> pnb.Data:
+    return pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Small tensors: a second thread only waits."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def facts(run: pnb.Run) -> list:
+    return [replace(r, seconds=0.0) for r in run.records()]
+
+
+@pytest.mark.parametrize("name", recipes)
+def test_a_recipe_survives_json_and_says_what_it_is(name):
+    recipe = recipes[name]
+    assert repr(from_dict(Recipe, json.loads(json.dumps(to_dict(recipe))))) == repr(recipe)
+    assert recipe.name == name and recipe.about and "\n" not in recipe.about
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_unlabelled_windows_move_the_student_and_not_the_teacher(name, classes):
+    recipe = recipes[name]
+    if recipe.teacher.loss and classes > 2: pytest.skip("positive-unlabelled losses are binary, and say so")
+    students = torch.nn.ModuleList([build_network("unet", 1, classes, seed=k, **SMALL) for k in range(recipe.student.networks)])
+    teacher = build_network("unet", 1, classes, seed=7, **SMALL)
+    images = torch.from_numpy(random_stream(0).normal(size=(4, 1, 16, 16)).astype("float32"))
+    masks = torch.full((4, 16, 16), 255)
+    masks[2:] = torch.arange(256).view(16, 16) % classes # pseudo-labels; the labelled windows say nothing
+    second = images[2:].flip(0) if recipe.student.views == "two_strong" else images[:0]
+    batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), images[2:], second)
+    rule = Rule((1 / classes,) * classes) if recipe.live else None
+    lesson = Lesson(recipe.student, "ce_dice", recipe.student.weight, rule, (1 / classes,) * classes)
+    step_loss(students, teacher, batch, lesson, random_stream(0))[0].backward()
+    assert all(sum(float(p.grad.abs().sum()) for p in s.parameters()) > 0 for s in students)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_weight_0_a_phase_is_the_supervised_phase(name, tmp_path):
+    recipe, labelled, val = recipes[name], data().train.subset(data().train.ids[:4]), data().val
+    pseudo = discs(6, 3)
+    pseudo.rule = Rule((0.5, 0.5))
+    plain = Phase(1, 8, labelled, val)
+    silent = Phase(1, 8, labelled, val, pseudo, replace(recipe.student, weight=0.0), replace(recipe.teacher, decay=None), recipe.live)
+    weights = []
+    for phase, folder in ((plain, tmp_path / "plain"), (silent, tmp_path / "silent")):
+        train(phase, SETTINGS, folder)
+        weights.append(load_tensors(folder / "checkpoints" / "latest.safetensors")[0])
+    mine = [n for n in weights[0] if n.startswith(("student.0.", "average.0."))]
+    assert mine and all(torch.equal(weights[0][n], weights[1][n]) for n in mine)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_ends_and_an_interrupted_one_ends_alike(name, tmp_path, monkeypatch):
+    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    whole = pnb.run(data(), name, tmp_path / "whole", **options)
+    assert whole.status == "finished" and 0 <= whole.result["f1"] <= 1
+    assert sum(r.steps for r in whole.records()) == SETTINGS.steps
+    assert not list((whole.folder / "predictions").glob("*-member-*"))
+    rng, learn = random_stream(0, name), loop.Trainer.learn
+    for _ in range(4): # killed at random steps, and begun again each time
+        left = int(rng.integers(1, 8))
+        def dying(trainer, batch):
+            nonlocal left
+            left -= 1
+            if left < 0: raise KeyboardInterrupt
+            return learn(trainer, batch)
+        monkeypatch.setattr(loop.Trainer, "learn", dying)
+        with suppress(KeyboardInterrupt): pnb.run(data(), name, tmp_path / "cut", **options)
+        monkeypatch.setattr(loop.Trainer, "learn", learn)
+    cut = pnb.run(data(), name, tmp_path / "cut", **options)
+    assert facts(cut) == facts(whole)
+    assert {k: v for k, v in cut.result.items() if k != "seconds"} == {k: v for k, v in whole.result.items() if k != "seconds"}
+
+
+VARIANTS = {
+    "snapshots": replace(recipes["ensemble"], name="snapshots", teacher=replace(recipes["ensemble"].teacher, source="snapshots", members=2)),
+    "majority": replace(recipes["ensemble"], name="majority", rounds=2, teacher=Teacher(members=3, combine="majority")),
+    "labels_anew": Recipe("labels_anew", ClassThresholds(0.5, 0.5), refresh=5, student=Student(sampling="paired", ramp_up=0.5), rounds=1),
+    "by_confidence": Recipe("by_confidence", ClassThresholds(0.5, 0.5), student=Student(by_confidence=True, weight=0.5), rounds=1),
+    "everything": Recipe("everything", ClassThresholds(0.55, 0.6), Moving("foreground", 0.7, 0.5), Teacher("average", decay=0.9), "step",
+                         Student(0.5, 0.3, True, "paired", "restart", views="two_strong", mixing="copy_paste", feature_dropout=0.3), rounds=2),
+    "peers_mixed": replace(recipes["cps"], name="peers_mixed", student=replace(recipes["cps"].student, mixing="cutmix", views="strong")),
+    "partly": replace(recipes["pu"], name="partly", prior=0.05, student=replace(recipes["pu"].student, background="unlabelled")),
+    "topaz": replace(recipes["pu"], name="topaz", teacher=replace(recipes["pu"].teacher, loss="ge_binomial")),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parts_can_be_joined(name, tmp_path, monkeypatch):
+    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    whole = pnb.run(data(), VARIANTS[name], tmp_path / "whole", **options)
+    learn, left = loop.Trainer.learn, 19
+    def dying(trainer, batch):
+        nonlocal left
+        left -= 1
+        if left < 0: raise KeyboardInterrupt
+        return learn(trainer, batch)
+    monkeypatch.setattr(loop.Trainer, "learn", dying)
+    with pytest.raises(KeyboardInterrupt): pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)
+    monkeypatch.setattr(loop.Trainer, "learn", learn)
+    assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
+
+
+def test_a_live_teacher_and_a_stored_one_of_the_same_precision_say_the_same(tmp_path):
+    from pseudolabel_nb.inference.predictions import store
+    from pseudolabel_nb.strategies.parts import apply
+    from pseudolabel_nb.strategies.pseudo_images import PseudoImages
+    images, rule = discs(2, 5), Rule((0.8, 0.6), images=("0",), by_confidence=True)
+    said = [(id, random_stream(0, id).random((1, 24, 24), dtype=np.float32)) for id in images.ids]
+    predictions = store(said, tmp_path)
+    rule = replace(rule, images=(images.ids[0],))
+    stored, live = PseudoImages(images, predictions, rule), apply(rule, predictions.probs(0))
+    assert np.array_equal(stored.mask(0), live.target[0].numpy())
+    assert np.array_equal(stored.weight_crop(0, 0, 0, 24, 24), live.weight[0].numpy())
+
+
+def test_a_mean_teacher_with_decay_0_is_the_student_itself(tmp_path):
+    phase = Phase(1, 6, data().train, data().val, teacher=Teacher("average", decay=0.0))
+    train(phase, SETTINGS, tmp_path)
+    tensors, _ = load_tensors(tmp_path / "checkpoints" / "latest.safetensors")
+    student = {n.removeprefix("student."): t for n, t in tensors.items() if n.startswith("student.") and t.is_floating_point()}
+    assert student and all(torch.equal(t, tensors[f"average.{n}"]) for n, t in student.items())
+
+
+@pytest.mark.parametrize("what", ["pseudo-labels", "student"])
+def test_a_collapse_is_said_and_refused(what, tmp_path, monkeypatch):
+    "The gate would take every student; the pseudo-labels hold no foreground, or the student predicts none."
+    recipe = Recipe("strict", ClassThresholds(1.0, 0.5) if what == "pseudo-labels" else ClassThresholds(0.2, 0.9), rounds=1)
+    if what == "student":
+        honest = rounds.train
+        monkeypatch.setattr(rounds, "train", lambda phase, *rest: dict(honest(phase, *rest), **(dict(predicted=0.0) if phase.number else {})))
+    run = pnb.run(data(), recipe, tmp_path, labelled_ratio=0.34, settings=replace(SETTINGS, gate=0.0), device="cpu")
+    record = run.records()[1]
+    assert not record.accepted and run.result["best_round"] == 0
+    assert f"the {what} {'have' if what == 'pseudo-labels' else 'has'} collapsed" in record.warning and ("threshold" in record.warning or "weight" in record.warning)
+
+
+def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
+    run = pnb.run(data(), VARIANTS["majority"], tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    first, second, _ = run.records()
+    assert len(first.members) == 3 and len({load_tensors(tmp_path / m)[0]["model.0.conv.weight"].sum().item() for m in first.members}) == 3
+    assert {m["member"]: m["step"] for m in read_jsonl(tmp_path / "metrics.jsonl") if m["round"] == 0} == {0: 4, 1: 4, 2: 4}
+    assert set(second.agreement) == {"mean", "weighted", "majority", "unanimous"}
+    assert sum(second.agreement["unanimous"]) <= sum(second.agreement["majority"])
+    assert "majority" in str(second)
+
+
+@pytest.mark.parametrize("wrong, reason", [
+    (lambda: Recipe("r", Threshold(), refresh="step"), "teacher.who"),
+    (lambda: Recipe("r", Threshold(), refresh="step", teacher=Teacher("average")), "sampling=paired"),
+    (lambda: Recipe("r", Threshold(), refresh=0), "refresh is 0"),
+    (lambda: Recipe("r", Threshold(), teacher=Teacher(combine="reliable_negatives")), "teacher.loss"),
+    (lambda: replace(recipes["pu"], student=replace(recipes["pu"].student, background="unlabelled")), "prior"),
+    (lambda: replace(recipes["cps"], student=Student(sampling="paired")), "peer"),
+    (lambda: replace(recipes["mean_teacher"], teacher=Teacher("average", members=3)), "one network"),
+    (lambda: Student(feature_dropout=0.5), "paired"),
+    (lambda: Student(mixing="copy_paste"), "paired"),
+    (lambda: Recipe("r", Threshold(), prior=4), "prior is 4"),
+])
+def test_what_does_not_go_together_is_refused_with_the_reason(wrong, reason):
+    with pytest.raises(UserError, match=reason) as error: wrong()
+    assert "\n" not in str(error.value)
+
+
+def test_a_stored_teacher_has_no_probabilities_for_a_soft_loss(tmp_path):
+    recipe = Recipe("soft", Threshold(0.5), student=Student(sampling="paired", loss="consistency"), rounds=1)
+    with pytest.raises(UserError, match="refresh=step"): pnb.run(data(), recipe, tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
