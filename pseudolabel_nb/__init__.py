@@ -9,7 +9,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["cli", "core", "data", "diagnostics", "experiments", "inference", "measures", "models", "runs", "strategies", "training", "widgets"],
+    submodules=["arguments", "cli", "core", "data", "diagnostics", "experiments", "inference", "measures", "models", "runs", "strategies", "training", "widgets"],
     submod_attrs={
         "core": ["UserError"],
         "data.images": ["Data", "ImageSet", "from_arrays"],
@@ -17,11 +17,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.sources": ["open_images", "open_unlabelled"],
         "data.synthetic": ["micrographs"],
         "diagnostics.class_ratio": ["diagnose_pseudo_labels"],
+        "experiments.report": ["write_report"],
         "experiments.results": ["plot_gains", "read_results", "summarise"],
         "experiments.sweep": ["sweep"],
         "inference.predictions": ["Predictions", "predict"],
         "models.networks": ["register_network"],
         "runs.run": ["Run", "open_run"],
+        "runs.tracking": ["to_mlflow", "to_tensorboard"],
         "strategies.parts": ["Recipe", "Student", "Teacher"],
         "strategies.pseudo_images": ["PseudoImages"],
         "strategies.recipes": ["read_recipe", "recipe", "recipes", "register_strategy"],

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'pick', 'registering', 'to_dict', 'from_dict', 'replace_fields', 'replacing', 'write_bytes', 'write_text',
-           'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'random_stream', 'seed_torch', 'progress']
+           'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'random_stream', 'seed_torch', 'seed_shared',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #ae8b9cf4
 import json, os, sys, tempfile, zlib
@@ -256,14 +257,26 @@ def seed_torch(
     import torch
     torch.manual_seed(int(random_stream(seed, *names).integers(2**63)))
 
-# %% ../nbs/00_core.ipynb #53fced97
+def seed_shared(
+    seed: int, # >= 0
+    *names: str | int,
+) -> None:
+    "Seed the generators that all code shares, Python's, NumPy's and torch's. Nothing in this package draws from the first two; code that users bring may."
+    import random
+    first, second = random_stream(seed, *names).integers(2**32, size=2).tolist()
+    random.seed(first)
+    np.random.seed(second) # noqa: NPY002
+    seed_torch(seed, *names)
+
+# %% ../nbs/00_core.ipynb #8574efaa
 def progress(
     iterable: Iterable | None = None,
     total: int | None = None, # steps, if `iterable` has no length
     desc: str = "",
     **kwargs, # to tqdm
 ):
-    "A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests and logs nothing."
+    "A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests, logs and worker processes nothing."
+    from multiprocessing import parent_process
     from tqdm.auto import tqdm
-    silent = bool(os.environ.get("IN_TEST")) or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
+    silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=silent, leave=False, dynamic_ncols=True, **kwargs)

@@ -6,7 +6,6 @@ an unbroken run lists its events, and others are killed at one of them, half-way
 import ast, multiprocessing, os, random, re, signal, time
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +28,11 @@ def recipes() -> dict:
                 labels_anew=Recipe("labels_anew", ClassThresholds(0.5, 0.5), refresh=4, student=Student(sampling="paired", ramp_up=0.5), rounds=2))
 
 def discs(n: int, seed: int):
-    "Noisy images of 24 × 24 px, each with a disc."
+    "Noisy images of 72 × 72 px, each with a disc; what is said of one fills more than a buffer of a file."
     from pseudolabel_nb.data.images import from_arrays
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:24, :24]
-    masks = [(np.hypot(x - rng.uniform(4, 20), y - rng.uniform(4, 20)) < 3).astype("u1") for _ in range(n)]
+    y, x = np.mgrid[:72, :72]
+    masks = [(np.hypot(x - rng.uniform(10, 62), y - rng.uniform(10, 62)) < 9).astype("u1") for _ in range(n)]
     return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("f4") for m in masks], masks)
 
 def register() -> None:
@@ -48,7 +47,7 @@ def register() -> None:
         return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(4, n_classes, 3, padding=1))
     @register_augmentation("careless")
     def careless(image, rng):
-        return (image * (1 + 0.2 * random.random()) + 0.1 * np.random.standard_normal(image.shape) + 0.1 * torch.rand(1).item()).astype("f4")
+        return (image * (1 + 0.2 * random.random()) + 0.1 * np.random.standard_normal(image.shape) + 0.1 * torch.rand(1).item()).astype("f4") # noqa: NPY002
 
 def train(folder: Path, name: str, **settings):
     "The run, to its end."
@@ -57,7 +56,7 @@ def train(folder: Path, name: str, **settings):
     import pseudolabel_nb as pnb
     torch.set_num_threads(1)
     register()
-    asked = dict(steps=24, batch_size=2, crop=16, network="forgetful", evaluations=3, checkpoint_every=CHECKPOINT_EVERY) | settings
+    asked = dict(steps=24, batch_size=2, crop=32, network="forgetful", evaluations=3, checkpoint_every=CHECKPOINT_EVERY) | settings
     data = pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
     return pnb.run(data, recipes()[name], folder, labelled_ratio=0.34, settings=pnb.Settings(**asked), device="cpu")
 
@@ -72,6 +71,7 @@ class Watch:
         self.seen += 1
         os.write(self.log, re.sub(r"[.]\w{8}[.]part$", "", f"{kind} {what}").encode() + b"\n") # temporary files have names by chance
         if self.seen != self.at: return
+        self.event = lambda *rest: None # what is done while dying is no event
         before()
         os.kill(os.getpid(), self.end)
 
@@ -120,9 +120,9 @@ def begin(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("OMP_NUM_THREADS", "1")
         server, logs = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("logs")
-        server.set_forkserver_preload([__name__, "torch._dynamo", "filelock", "safetensors.torch", "pseudolabel_nb.training.rounds", "pseudolabel_nb.strategies.recipes"])
+        server.set_forkserver_preload([__name__, "torch._dynamo", "filelock", "safetensors.torch", "scipy.stats", "tqdm.auto", "pseudolabel_nb.training.rounds", "pseudolabel_nb.strategies.recipes"])
         def started(folder, name, at=None, end=signal.SIGKILL, **settings):
-            process = server.Process(target=live, args=(Path(folder), name, log := logs / f"{time.monotonic_ns()}", at, end, settings))
+            process = server.Process(daemon=True, target=live, args=(Path(folder), name, log := logs / f"{time.monotonic_ns()}", at, end, settings))
             process.start()
             return process, log
         yield started
@@ -133,6 +133,7 @@ def live_once(begin):
     def lived(*args, **more) -> tuple[int, list[str]]:
         process, log = begin(*args, **more)
         process.join(60)
+        assert process.exitcode is not None, "still at work after a minute"
         return process.exitcode, log.read_text().splitlines()
     return lived
 
@@ -170,9 +171,10 @@ def same(a: Path, b: Path) -> None:
 # ---- going on
 
 def moments(name: str, events: list[str]) -> list[int]:
-    "Where to kill: at one event of each of five kinds in turn, chosen at random."
+    "Where to kill: at one event of each of five kinds in turn, chosen at random, but of the lines at the last, which is the record of the last round."
     chance, kinds = random.Random(name), KINDS[:4] + KINDS[4 + list(recipes()).index(name) % 2:][:1]
-    return [chance.choice([n for n, e in enumerate(events, 1) if kind(e) == k]) for k in kinds]
+    found = {k: [n for n, e in enumerate(events, 1) if kind(e) == k] for k in kinds}
+    return [n[-1] if k == "half a line" else chance.choice(n) for k, n in found.items()]
 
 @pytest.mark.parametrize("k", range(MOMENTS))
 @pytest.mark.parametrize("name", ["rounds", "live", "members", "labels_anew"])
@@ -192,7 +194,7 @@ def test_killed_again_and_again(live_once, unbroken, tmp_path, name):
     whole, _ = unbroken(name)
     chance, done = random.Random(f"again {name}"), []
     for life in range(40):
-        code, events = live_once(tmp_path / name, name, chance.randrange(10, 60 + 10 * life))
+        code, events = live_once(tmp_path / name, name, chance.randrange(20, 60 + 30 * life))
         done.append(steps(events))
         if code == 0: break
         assert code == -signal.SIGKILL, events[-1:]
@@ -204,12 +206,14 @@ def test_a_second_process_is_refused_until_the_first_is_gone(begin, live_once, u
     whole, events = unbroken("rounds")
     folder, middle = tmp_path / "rounds", [n for n, e in enumerate(events, 1) if kind(e) == "step"][9]
     first, log = begin(folder, "rounds", middle, signal.SIGSTOP)
-    while log.read_text().count("\n") < middle: time.sleep(0.02)
-    code, said = live_once(folder, "rounds")
-    assert code == 2 and not steps(said)
-    assert said[-1] == f"error {folder}: another process is working in this run folder; wait for it, or choose another output folder"
-    os.kill(first.pid, signal.SIGKILL)
-    first.join(60)
+    while not log.exists() or log.read_text().count("\n") < middle: time.sleep(0.02)
+    try:
+        code, said = live_once(folder, "rounds")
+        assert code == 2 and not steps(said)
+        assert said[-1] == f"error {folder}: another process is working in this run folder; wait for it, or choose another output folder"
+    finally:
+        first.kill()
+        first.join(60)
     code, after = live_once(folder, "rounds")
     assert code == 0, after[-1:] # the lock went with the process
     same(folder, whole)
@@ -225,14 +229,23 @@ def test_numbers_of_users_go_on_too(live_once, tmp_path):
     assert live_once(tmp_path / "cut", "rounds", augment="careless")[0] == 0
     same(tmp_path / "cut", tmp_path / "whole")
 
-def test_dropout_would_differ_without_the_seed_of_each_step(monkeypatch, tmp_path):
-    "The network of these tests forgets at random: it is the seed that makes a resumed run the same, not luck."
+@pytest.mark.parametrize("seeded", [True, False])
+def test_without_the_seed_of_each_step_a_resumed_run_would_differ(monkeypatch, tmp_path, seeded):
+    "The network and the views of these tests are random indeed: it is the seeds that make a resumed run the same."
     from pseudolabel_nb.training import loop
-    ended = [train(tmp_path / "seeded", "rounds")]
-    monkeypatch.setattr(loop, "seed_torch", lambda *names: None)
-    ended += [train(tmp_path / f"unseeded-{k}", "rounds") for k in (0, 1)]
-    weights = [(run.folder / "checkpoints/round-0.safetensors").read_bytes() for run in ended]
-    assert len(set(weights)) == 3
+    if not seeded:
+        for name in ("seed_torch", "seed_shared"): monkeypatch.setattr(loop, name, lambda *names: None)
+    learn = loop.Trainer.learn
+    def dying(trainer, *rest):
+        if trainer.phase.number == 1 and trainer.step == 3: raise KeyboardInterrupt
+        return learn(trainer, *rest)
+    train(tmp_path / "whole", "rounds")
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(loop.Trainer, "learn", dying)
+        train(tmp_path / "cut", "rounds")
+    train(tmp_path / "cut", "rounds")
+    if seeded: return same(tmp_path / "cut", tmp_path / "whole")
+    with pytest.raises(AssertionError): same(tmp_path / "cut", tmp_path / "whole")
 
 STREAMS = {"default_rng", "Generator", "SeedSequence"}
 DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "randint_like"}
@@ -246,11 +259,11 @@ def global_chance(tree: ast.AST) -> list[str]:
         if name.startswith("torch.") and name.split(".")[-1] in DRAWS and "generator" not in [k.arg for k in call.keywords]: found.append(name)
     return found
 
-ALLOWED = {"core.py": {"import random"}} # which seeds it
+ALLOWED = {"core.py": {"import random", "np.random.seed"}} # seeds them
 
 @pytest.mark.parametrize("module", sorted((ROOT / "pseudolabel_nb").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_module_draws_from_a_shared_generator(module):
-    assert not set(global_chance(ast.parse(module.read_text(encoding="utf-8"))))
+    assert not set(global_chance(ast.parse(module.read_text(encoding="utf-8")))) - ALLOWED.get(module.name, set())
 
 @pytest.mark.parametrize("code", ["import random", "from random import choice", "np.random.rand(3)", "numpy.random.seed(0)", "np.random.shuffle(x)", "torch.rand(3)", "torch.randperm(4, device=d)"])
 def test_a_shared_generator_would_be_seen(code): assert global_chance(ast.parse(code))

@@ -176,23 +176,25 @@ def test_the_facts_said_twice_agree():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
     listed = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    wanted = {re.split(r"[ ~<>=;]", line.strip())[0].lower() for section in (about["requirements"], *(config["extras"][e] for e in ("lab", "docs", "dev"))) for line in section.splitlines() if line.strip()}
+    wanted = {re.split(r"[ ~<>=;]", line.strip())[0].lower() for section in (about["requirements"], *(config["extras"][e] for e in config["extras"] if e not in about)) for line in section.splitlines() if line.strip()}
     assert wanted <= listed, f"constraints.txt has no tested version of {wanted - listed}"
     assert listed <= wanted, f"constraints.txt pins {listed - wanted}, which settings.ini does not ask for"
     assert "+" not in re.sub(r"#.*", "", (ROOT / "constraints.txt").read_text())
 
 
 def test_what_modules_import_is_required():
-    "Every library that a module imports is a requirement; every requirement is imported."
-    names = {"skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml", "tomllib": "tomli"} # tomllib is tomli since Python 3.11
+    "Every library that a module imports is a requirement, or of an extra for what the module offers; every requirement is imported."
+    names = {"skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml", "tomllib": "tomli", "mlflow": "mlflow-skinny"} # tomllib is tomli since Python 3.11
+    come_along = {"IPython": "ipykernel", "jupyter_client": "nbclient", "nbformat": "nbclient"} # with what they are required by
     imported = set()
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import): imported |= {a.name.split(".")[0] for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
-    imported = {names.get(n, n) for n in imported - set(sys.stdlib_module_names) - {"pseudolabel_nb"}}
+    imported = {(names | come_along).get(n, n) for n in imported - set(sys.stdlib_module_names) - {"pseudolabel_nb"}}
     text = re.search(r"^requirements =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1]
     required = {re.split(r"[ ~<>=;]", line.strip())[0] for line in text.splitlines() if line.strip()}
-    assert imported <= required, f"imported but not in settings.ini: {imported - required}"
+    offered = {line.strip() for extra in ("dask", "report", "track") for line in re.search(rf"^{extra} =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1].splitlines()}
+    assert imported <= required | offered, f"imported but not in settings.ini: {imported - required - offered}"
     required -= {"ipywidgets"} # tqdm.auto draws its bars in notebooks with it
     assert required <= imported, f"in settings.ini but imported by no module: {required - imported}"

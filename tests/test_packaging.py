@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     names = zipfile.ZipFile(built[1]).namelist()
     assert {"pseudolabel_nb/__init__.py", "pseudolabel_nb/core.py", "pseudolabel_nb/py.typed"} <= set(names)
     assert {n.split("/")[0].split("-")[0] for n in names} == {"pseudolabel_nb"}
-    in_checkout = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pseudolabel_nb").rglob("*.py")}
+    in_checkout = {p.relative_to(ROOT).as_posix() for kind in ("*.py", "*.ipynb") for p in (ROOT / "pseudolabel_nb").rglob(kind) if ".ipynb_checkpoints" not in p.parts}
     assert in_checkout <= set(names), f"left out of the wheel: {in_checkout - set(names)}"
 
 
@@ -64,7 +64,7 @@ def test_the_metadata_say_what_settings_ini_says(built):
     assert about["License-Expression"] == "Apache-2.0"
     assert about["License-File"] == "LICENSE"
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"lab", "docs", "dev"}
+    assert set(about.get_all("Provides-Extra")) == {"dask", "report", "track", "lab", "docs", "dev"}
     base = [r for r in about.get_all("Requires-Dist") if "extra ==" not in r]
     assert "torch" in base
     assert not {"jupyterlab", "nbdev", "sphinx"} & set(base)

@@ -1,16 +1,29 @@
-"""Properties of the measures that hold for every input, tried on inputs nobody would write by hand."""
+"""Properties of the measures and of the selectors that hold for every input, tried on inputs nobody would write by hand."""
+import tempfile
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pseudolabel_nb.core import UserError
+from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.diagnostics.class_ratio import class_ratio, diagnose_pseudo_labels
+from pseudolabel_nb.inference.predictions import store, with_background
 from pseudolabel_nb.measures.metrics import (all_foreground_f1, best_threshold, binary_histogram, class_pixels, confusion, f1,
                                              foreground_ratio, quantise, scores, threshold_curve, threshold_edges)
 from pseudolabel_nb.measures.prior import estimate_prior
 from pseudolabel_nb.measures.statistics import bootstrap_gain, paired_interval, resample_weights, sign_flip_p, sum_by_group
+from pseudolabel_nb.strategies.class_balanced import ClassBalanced
+from pseudolabel_nb.strategies.class_quantiles import ClassQuantiles, misses
+from pseudolabel_nb.strategies.limited import Limited
+from pseudolabel_nb.strategies.low_threshold import LowThreshold
+from pseudolabel_nb.strategies.parts import Context, apply, kept_pixels
+from pseudolabel_nb.strategies.pseudo_images import PseudoImages
+from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -249,3 +262,179 @@ def test_diagnosis_prints_once(capsys):
     assert capsys.readouterr().out == f"{result}\n"
     diagnose_pseudo_labels([[[0, 1]]], [[[0, 1]]], verbose=False)
     assert capsys.readouterr().out == ""
+
+
+# --- selectors, on predictions full of ties: the same few numbers over and over, thresholds and bin edges among them
+
+few = settings(quick, max_examples=8)
+each = pytest.mark.parametrize
+selectors = [Threshold(), Threshold(0.5), ClassThresholds(), LowThreshold(), LowThreshold(0.4), Limited(), ClassBalanced(),
+             ClassQuantiles(), ClassQuantiles(0.5, aligned=False), ClassQuantiles(0.4, ratio=1.5)]
+side = 12
+
+corners = np.eye(4), np.full((1, 4), 0.25), [[0, 0.5, 0.5, 0], [0.5, 0.5, 0, 0], [0.7, 0.3, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.2, 0.3, 0.4]]
+palettes = {2: np.stack([1 - np.array(p := [0, 1e-5, 0.1, 0.2, 0.3, 0.4, 0.499999, 0.5, 0.6, 0.7, 0.8, 0.9, 1]), p], 1), 4: np.concatenate(corners)}
+
+
+@st.composite
+def predicted_images(draw, classes, smooth=st.booleans()):
+    "Foreground planes (C - 1, H, W) of up to five images, some of them twice."
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n = draw(st.integers(1, 5))
+    if draw(smooth): p = rng.dirichlet([draw(st.floats(0.5, 8))] + [draw(st.floats(0.1, 1))] * (classes - 1), (n, side, side))
+    else: p = palettes[classes][rng.choice(len(palettes[classes]), (n, side, side), p=rng.dirichlet(np.full(len(palettes[classes]), 0.5)))]
+    planes = list(np.moveaxis(p, -1, 1)[:, 1:].astype(np.float32))
+    return planes + planes[:draw(st.integers(0, 2))]
+
+
+@contextmanager
+def teacher(planes, order=None):
+    with tempfile.TemporaryDirectory() as d:
+        yield store([(f"{i:02d}", planes[i]) for i in (range(len(planes)) if order is None else order)], d, n_classes=len(planes[0]) + 1)
+
+
+def known(classes, foreground=0.1, labelled=2): return Context((1 - foreground, *[foreground / (classes - 1)] * (classes - 1)), labelled)
+
+
+def all_probs(predictions): return torch.stack([predictions.probs(i) for i in range(len(predictions))])
+
+
+@each("classes", [2, 4])
+@each("selector", selectors, ids=repr)
+@few
+@given(st.data())
+def test_every_kept_pixel_reaches_the_threshold_of_its_class_and_no_ignored_pixel_reaches_any(selector, classes, data):
+    "To the last bit, in the precision of `apply`."
+    with teacher(data.draw(predicted_images(classes))) as predictions:
+        rule, probs = selector.fit([predictions], known(classes)), all_probs(predictions)
+    target = apply(rule, probs).target.long()
+    thresholds = torch.tensor(rule.thresholds).view(1, -1, 1, 1)
+    reached, kept = probs >= thresholds, target != 255
+    assert reached.gather(1, torch.where(kept, target, 0)[:, None])[:, 0][kept].all() and not reached.any(1)[~kept].any()
+    factor = probs / thresholds
+    assert (factor.gather(1, torch.where(kept, target, 0)[:, None])[:, 0][kept] == factor.max(1).values[kept]).all()
+
+
+@each("classes", [2, 4])
+@each("selector", selectors, ids=repr)
+@few
+@given(st.data())
+def test_a_rule_depends_on_nothing_but_scores_and_ids(selector, classes, data):
+    "Fitted again, or on a store in another order: the same; best first, equal scores by id."
+    planes = data.draw(predicted_images(classes))
+    with teacher(planes) as here, teacher(planes, data.draw(st.permutations(range(len(planes))))) as there:
+        rule, scores = selector.fit([here], known(classes)), dict(zip(here.ids, here.scores()))
+        assert selector.fit([here], known(classes)) == rule == selector.fit([there], known(classes))
+    assert list(rule.images) == sorted(set(rule.images), key=lambda id: (-scores[id], id))
+
+
+@each("classes", [2, 4])
+@few
+@given(st.data(), st.floats(0.01, 4), st.integers(1, 4))
+def test_no_selector_takes_more_images_than_its_limit(classes, data, ratio, labelled):
+    with teacher(data.draw(predicted_images(classes))) as predictions:
+        for selector in (Limited(ratio=ratio), ClassBalanced(ratio=ratio), ClassQuantiles(ratio=ratio), ClassQuantiles(0.7, False, ratio)):
+            assert len(selector.fit([predictions], known(classes, labelled=labelled)).images) <= max(1, ratio * labelled + 1e-6)
+
+
+@each("classes", [2, 4])
+@each("selector", selectors, ids=repr)
+@few
+@given(st.data())
+def test_stored_and_live_probabilities_are_selected_alike(selector, classes, data):
+    "What was stored, what is quantised on the fly, one image or a batch, whole or in windows."
+    planes = data.draw(predicted_images(classes))
+    images = from_arrays(np.zeros((len(planes), side, side), "float32"), ids=[f"{i:02d}" for i in range(len(planes))])
+    with teacher(planes) as predictions:
+        rule = selector.fit([predictions], known(classes))
+        live = torch.stack([with_background(quantise(p)) for p in planes])
+        assert torch.equal(live, all_probs(predictions))
+        batch, pseudo = apply(rule, live).target.numpy(), PseudoImages(images, predictions, rule)
+        for k, id in enumerate(rule.images):
+            assert (pseudo.mask(k) == batch[int(id)]).all() and (apply(rule, live[int(id)]).target[0].numpy() == batch[int(id)]).all()
+            assert (pseudo.mask_crop(k, 3, 1, 5, 7) == batch[int(id)][3:8, 1:8]).all()
+
+
+def certain(selector, classes): # does the predicted class decide, or are there two classes? else histograms cannot tell
+    return classes == 2 or not (isinstance(selector, LowThreshold) and selector.threshold != 0.5)
+
+
+@each(("selector", "classes"), [(s, c) for s in selectors for c in (2, 4) if certain(s, c)], ids=repr)
+@few
+@given(st.data())
+def test_counting_by_histograms_is_exact_but_for_the_bins_that_are_cut(selector, classes, data):
+    with teacher(data.draw(predicted_images(classes))) as predictions:
+        rule, probs = selector.fit([predictions], known(classes)), all_probs(predictions)
+        counted = kept_pixels(predictions, rule.thresholds)
+    target = apply(rule, probs).target
+    exact = torch.stack([(target == c).sum((1, 2)) for c in range(classes)], 1).numpy()
+    first, second = (factor := probs / torch.tensor(rule.thresholds).view(1, -1, 1, 1)).topk(2, 1).values.unbind(1)
+    cut = (factor - 1).abs().min(1).values * max(rule.thresholds) <= 1 / 1024 # a bin's width from a threshold …
+    cut |= (first - second).abs() * min(rule.thresholds) <= 2 / 1024 # … or from where two classes change over
+    cut = 0 if isinstance(selector, ClassQuantiles) else cut.sum((1, 2)).numpy()[:, None] # which cuts between bins
+    assert (np.abs(counted - exact) <= cut).all()
+
+
+def test_a_low_threshold_is_a_cut(tmp_path):
+    "For every number that can be stored: foreground from the threshold on, background below, to the last one."
+    every = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
+    predictions = store([("every", every)], tmp_path)
+    for percent in range(1, 100):
+        target = apply(LowThreshold(percent / 100).fit([predictions], known(2)), predictions.probs(0)).target[0].numpy()
+        assert (target == (every[0].astype(int) * 100 >= percent * 65535)).all(), percent
+
+
+@few
+@given(st.data(), st.floats(0.001, 0.999))
+def test_a_low_threshold_ignores_nothing(data, threshold):
+    with teacher(data.draw(predicted_images(4))) as predictions:
+        assert apply(LowThreshold(threshold).fit([predictions], known(4)), all_probs(predictions)).ignored == 0
+
+
+def best_reachable(q, prior):
+    "The least miss of any two cuts between bins, tried one by one; background first."
+    common = int(prior[1] > prior[0])
+    pixels = np.bincount((q if common else 65535 - q).ravel() >> 6, minlength=1024)[::-1] # by confidence in the common class
+    upto = np.concatenate([[0], pixels.cumsum()])
+    ways = [(upto[a], upto[-1] - upto[b]) for a in np.unique(np.flatnonzero(np.diff(upto[:513])) + 1) for b in np.flatnonzero(pixels[a:]) + a]
+    return min((misses(np.array(w), np.array(sorted(prior)[::-1])).max() for w in ways), default=np.inf)
+
+
+@settings(quick, max_examples=60)
+@given(st.data(), st.floats(0.01, 0.99), st.one_of(st.just(1.0), st.floats(0.01, 1)))
+def test_class_quantiles_meet_the_prior_wherever_two_cuts_can(data, foreground, quantile):
+    "Within a tenth, counted pixel by pixel; and a warning exactly where no cuts would do."
+    with teacher(data.draw(predicted_images(2))) as predictions:
+        rule, probs = ClassQuantiles(quantile).fit([predictions], context := known(2, foreground)), all_probs(predictions)
+        q = np.stack([predictions.quantised(i) for i in range(len(predictions))])
+    off = misses(np.array(apply(rule, probs).kept), np.array(context.prior)).max()
+    assert (off <= 0.1) == (not rule.warning) == (best_reachable(q, context.prior) <= 0.1)
+    assert sum(rule.thresholds) > 1 - 1e-5 and "\n" not in rule.warning # no pixel passes both
+
+
+@settings(quick, max_examples=40)
+@given(st.data(), st.sampled_from([2, 4]), st.booleans(), st.floats(0.02, 0.5), st.floats(0.05, 1))
+def test_class_quantiles_warn_where_they_miss(data, classes, aligned, foreground, quantile):
+    with teacher(data.draw(predicted_images(classes))) as predictions:
+        rule, probs = ClassQuantiles(quantile, aligned).fit([predictions], context := known(classes, foreground)), all_probs(predictions)
+        n = predictions.predicted().sum(0)
+    kept = np.array(apply(rule, probs).kept)
+    off = misses(kept, np.array(context.prior)).max()
+    assert (off <= 0.1) == (not rule.warning)
+    if not aligned and classes == 2: assert ((kept > 0) == (n > 0)).all() and (kept <= n).all()
+
+
+def test_class_quantiles_keep_the_share_that_was_asked_for_where_bins_are_fine():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.5, 4, (1, 400, 400)).astype("float32")
+    with teacher([p]) as predictions:
+        for quantile in (0.1, 0.2, 0.5, 0.9):
+            kept = np.array(apply(ClassQuantiles(quantile).fit([predictions], known(2, 0.05)), predictions.probs(0)).kept)
+            assert kept.sum() / p.size == pytest.approx(quantile, rel=0.1) and kept[1] / kept.sum() == pytest.approx(0.05, rel=0.05)
+
+
+def test_no_pixel_is_counted_for_two_classes():
+    "90 of background and 40 of foreground would meet this prior, but 30 pixels are in both."
+    p = np.repeat([0.01, 0.25, 0.9], [60, 30, 10]).reshape(1, 10, 10).astype("float32")
+    with teacher([p]) as predictions: rule = ClassQuantiles(1.0).fit([predictions], known(2, 0.3))
+    assert rule.warning and sum(rule.thresholds) > 1

@@ -70,7 +70,7 @@ def test_unlabelled_windows_move_the_student_and_not_the_teacher(name, classes):
     masks = torch.full((4, 16, 16), 255)
     masks[2:] = torch.arange(256).view(16, 16) % classes # pseudo-labels; the labelled windows say nothing
     second = images[2:].flip(0) if recipe.student.views == "two_strong" else images[:0]
-    batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), images[2:], second)
+    batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), torch.ones(4).bool(), images[2:], second)
     rule = Rule((1 / classes,) * classes) if recipe.live else None
     lesson = Lesson(recipe.student, "ce_dice", recipe.student.weight, rule, (1 / classes,) * classes)
     step_loss(students, teacher, batch, lesson, random_stream(0))[0].backward()

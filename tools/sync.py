@@ -1,4 +1,4 @@
-"""Bring what is generated in step with the notebooks: modules, cleaned notebooks, README.
+"""Bring what is generated in step with the notebooks: modules, cleaned notebooks, the report's notebook in the package, README.
 
     python tools/sync.py            do it here
     python tools/sync.py --check    do it in a copy and fail if anything would change; your files stay as they are
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = (["nbdev-export"], ["nbdev-clean"], [sys.executable, "docs/readme.py"])
+STEPS = (["nbdev-export"], ["nbdev-clean"], [sys.executable, "tools/report_template.py"], [sys.executable, "docs/readme.py"])
 
 
 def sync(root: Path) -> None:

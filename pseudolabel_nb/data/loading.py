@@ -65,8 +65,8 @@ class Windows:
         if i not in self._points: self._points[i] = foreground_points(self.source.mask(i))
         return self._points[i]
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # image (channels, crop, crop), mask (crop, crop), weight (crop, crop)
-        "One window of one image, in one of the eight orientations; what weighs 1 everywhere is said by the mask alone."
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]: # image (channels, crop, crop), mask (crop, crop), weight (crop, crop), aimed?
+        "One window of one image, in one of the eight orientations, and whether it was aimed at foreground."
         i, aimed = int(rng.integers(len(self))), rng.random() < self.foreground_share
         points = self.points(i) if aimed else ()
         centre = points[rng.integers(len(points))] if len(points) else (None, None)
@@ -75,7 +75,7 @@ class Windows:
         weight = self.source.weight_crop(i, *start, *size) if getattr(self.source, "weighs", False) else np.ones(size, np.float32)
         window = pad_window(self.source.crop(i, *start, *size), self.source.mask_crop(i, *start, *size), weight, self.crop)
         turns, mirror = rng.integers(4), 1 - 2 * rng.integers(2)
-        return tuple(np.rot90(x, turns, (-2, -1))[..., ::mirror] for x in window)
+        return *(np.rot90(x, turns, (-2, -1))[..., ::mirror] for x in window), aimed
 
 # %% ../../nbs/data/08_loading.ipynb #c4afad28
 class Batch(NamedTuple):
@@ -84,12 +84,13 @@ class Batch(NamedTuple):
     masks: Tensor # (n, crop, crop) int64: classes, 255 = ignore
     is_pseudo: Tensor # (n,) bool
     weights: Tensor # (n, crop, crop) float32: of a pixel relative to the others of its kind
+    fair: Tensor # (n,) bool: drawn anywhere, not aimed at foreground; together they show the classes as they occur
     plain: Tensor # (m, channels, crop, crop) the pseudo-labelled windows as they are, for a teacher
     second: Tensor # (m, channels, crop, crop) another view of them, or (0, …) where none was asked for
 
 def _part(windows: Windows, n: int, rng: np.random.Generator, view: Callable) -> list[tuple]:
-    "`n` windows, their images as they are and changed by `view`: (changed, mask, weight, as it is)."
-    return [(view(x, rng), mask, weight, x) for x, mask, weight in (windows.draw(rng) for _ in range(n))]
+    "`n` windows, their images as they are and changed by `view`: (changed, mask, weight, fair, as it is)."
+    return [(view(x, rng), mask, weight, not aimed, x) for x, mask, weight, aimed in (windows.draw(rng) for _ in range(n))]
 
 def _images(windows: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
     "Windows as one tensor, in the memory format that convolutions like."
@@ -114,12 +115,12 @@ def batch_at(
     parts = _part(labelled, n, random_stream(seed, "labelled", phase, step), augment)
     first, *more = views or (augment,)
     if m: parts += _part(pseudo, m, random_stream(seed, "pseudo", phase, step), first)
-    images, masks, weights, plain = zip(*parts)
+    images, masks, weights, fair, plain = zip(*parts)
     rng = random_stream(seed, "second view", phase, step)
     second = [view(x, rng) for view in more for x in plain[n:]]
     shape = images[0].shape
     return Batch(_images(images, shape), torch.from_numpy(np.stack(masks)).long(), torch.arange(n + m) >= n,
-                 torch.from_numpy(np.stack(weights)), _images(plain[n:], shape), _images(second, shape))
+                 torch.from_numpy(np.stack(weights)), torch.tensor(fair), _images(plain[n:], shape), _images(second, shape))
 
 def batches(
     labelled, # `ImageSet` with masks

@@ -62,8 +62,10 @@ def aligned_cuts(
     cuts = np.stack([around(b, whole * share, bins - anchor) for b, share in zip(best, prior)], -1) # (3, S, C)
     cuts[..., common] = anchor
     kept = np.stack([b[j] for b, j in zip(best, np.moveaxis(cuts, -1, 0))], -1)
-    off, far = misses(kept, prior)[..., best[:, -1] > 0].max(-1, initial=0), np.abs(kept.sum(-1) - wanted)
-    return cuts.reshape(-1, len(best))[np.where(off <= tolerance, far, far.max() + 1 + off).argmin()]
+    off = misses(kept, prior)[..., best[:, -1] > 0].max(-1, initial=0) # a class without pixels cannot be mended
+    nearest = off.argmin(0), np.arange(len(anchor))
+    off, far = off[nearest], np.abs(kept[nearest].sum(-1) - wanted)
+    return cuts[nearest][np.where(off <= tolerance, far, far.max() + 1 + off).argmin()]
 
 # %% ../../nbs/strategies/06_class_quantiles.ipynb #f5aac8f7
 @dataclass(frozen=True)

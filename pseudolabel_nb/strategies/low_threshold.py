@@ -17,11 +17,11 @@ def decision_thresholds(
     n_classes: int,
     threshold: float, # foreground from here on, in (0, 1)
 ) -> tuple[float, ...]: # (n_classes,), summing to 1 but for a hair
-    "Thresholds a class that leave no pixel out; the foreground's lie a millionth lower, so that a pixel just on the cut is foreground."
+    "Thresholds a class that leave no pixel out; the foreground's lie half a millionth lower, so that a pixel just on the cut is foreground."
     if not 0 < threshold < 1: raise UserError(f"threshold is {threshold}; expected a probability between 0 and 1, such as 0.4")
     background, *others = class_thresholds(n_classes, threshold, 1 - threshold)
     whole = background + sum(others)
-    return (round_off(background / whole), *(round_off(t / whole - 1e-6) for t in others))
+    return (round_off(background / whole), *(round_off(t / whole - 5e-7) for t in others))
 
 @dataclass(frozen=True)
 class LowThreshold(Selector):

@@ -10,7 +10,7 @@ __all__ = ['ignore', 'shapes', 'Rule', 'Selection', 'apply', 'kept_pixels', 'Con
 # %% ../../nbs/strategies/00_parts.ipynb #2509952a
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -241,6 +241,19 @@ class Recipe:
             (student.background == "unlabelled" and self.prior is None, "student.background=unlabelled hides how much foreground there is; give the prior, such as prior=0.04 (`best_bin_prior` estimates it)"),
         ]
 
+    def __str__(self):
+        parts = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("name", "about") and getattr(self, f.name) is not None]
+        return "\n".join([f"{self.name}: {self.about}", *(f"  {name:<9} {_briefly(part)}" for name, part in parts)])
+
+    def _repr_pretty_(self, printer, cycle): printer.text(str(self))
+
     def selector_at(self, round: int) -> Selector:
         "The selector of round `round` (from 1)."
         return self.schedule.at(self.selector, round, self.rounds)
+
+def _briefly(part) -> str:
+    "A part with what is not as usual: of teacher and student the fields that differ from the default, of others all."
+    if not isinstance(part, (Teacher, Student)): return str(part)
+    usual = type(part)()
+    said = [f"{f.name}={getattr(part, f.name)!r}" for f in fields(part) if getattr(part, f.name) != getattr(usual, f.name)]
+    return f"{type(part).__name__}({', '.join(said)})"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import UserError, append_jsonl, progress, random_stream, seed_torch
+from ..core import UserError, append_jsonl, progress, random_stream, seed_shared, seed_torch
 from ..data.loading import Batch, Windows, batch_at
 from ..models.checkpoints import load_network, load_tensors, restore_training, save_network, save_tensors, training_state
 from ..models.networks import Ema, build_network
@@ -185,14 +185,20 @@ def train(
     t = Trainer(phase, settings, folder, device)
     draw, labelled_at = drawing(phase, settings, t.pseudo), 0
     bar = progress(total=phase.steps, initial=t.step, desc=f"round {phase.number}" if phase.number else "teacher" + f" {phase.member + 1}" * (phase.member > 0))
+    if t.step == phase.steps and (due := _labelled_at(phase, t.step - 1)): _relabel(t, due) # interrupted right after its last step: the last labels are still asked for
     while t.step < phase.steps:
-        if (due := t.step - t.step % phase.every if phase.every else 0) > labelled_at: draw, labelled_at = _relabel(t, due), due
+        if (due := _labelled_at(phase, t.step)) > labelled_at: draw, labelled_at = _relabel(t, due), due
+        seed_shared(phase.seed, "draw", phase.number, phase.member, t.step) # for views that do not draw from the stream they are given
         loss = t.learn(Batch(*(x.to(t.device) for x in draw(t.step))))
         bar.update()
         if evaluated := t.step % t.every == 0 or t.step == phase.steps: t.evaluate(loss)
         if evaluated or t.step % settings.checkpoint_every == 0: t.save()
     bar.close()
     return dict(load_tensors(t.best_path)[1], kept=t.kept.tolist())
+
+def _labelled_at(phase: Phase, step: int) -> int:
+    "When the labels of a step are made; 0: before the phase."
+    return step - step % phase.every if phase.every else 0
 
 def _relabel(t: Trainer, due: int) -> Callable[[int], Batch]:
     "Let the student's average label all images anew. Saved first, so that an interrupted run finds these labels, or the average that makes them."

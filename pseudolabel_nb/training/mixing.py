@@ -66,18 +66,19 @@ def cutmix(
     others = torch.arange(n).roll(int(rng.integers(1, n)))
     return pasted(pseudo, picked(pseudo, others), where.to(pseudo.target.device))
 
-# %% ../../nbs/training/04_mixing.ipynb #8073a51d
+# %% ../../nbs/training/04_mixing.ipynb #e4a242fc
 def with_ring(
     target: Tensor, # (n, H, W) int64
     ring: int, # px
 ) -> Tensor: # (n, H, W) bool
-    "The foreground and what lies within `ring` of it, without ignored pixels."
-    near = ((target > 0) & (target != 255)).unsqueeze(1).float()
-    if ring: near = F.max_pool2d(near, 2 * ring + 1, 1, ring)
-    return (near[:, 0] > 0) & (target != 255)
+    "The foreground and what lies within `ring` of it, along rows, columns and diagonals."
+    near, side = ((target > 0) & (target != 255)).unsqueeze(1).float(), 2 * ring + 1
+    down = F.max_pool2d(near, (side, 1), 1, (ring, 0)) # one axis after the other costs a third
+    return F.max_pool2d(down, (1, side), 1, (0, ring))[:, 0] > 0
 
 def _certain(part: Part, like: Part) -> Part:
-    "A labelled part with its labels as probabilities, where the other one has some."
+    "A labelled part with its labels as probabilities, where the other one has some; ignored pixels weigh nothing, whatever the loss reads."
+    part = part._replace(weight=part.weight * (part.target != 255))
     if like.probs is None: return part
     known = torch.where(part.target == 255, 0, part.target)
     return part._replace(probs=F.one_hot(known, like.probs.shape[1]).movedim(-1, 1).to(like.probs))
@@ -96,7 +97,7 @@ def copy_paste(
     guests = picked(pseudo._replace(probs=None), torch.arange(n) % m)
     return pasted(labelled, guests, with_ring(guests.target, ring)), into
 
-# %% ../../nbs/training/04_mixing.ipynb #323d68a7
+# %% ../../nbs/training/04_mixing.ipynb #3bc88274
 mixings: dict[str, Callable] = {}
 
 def register_mixing(

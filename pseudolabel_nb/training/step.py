@@ -51,10 +51,12 @@ def relabelled(
     part: Part,
     probs: Tensor, # (n, C, H, W), what a live teacher says of its windows
     rule: Rule,
-) -> tuple[Part, tuple[int, ...]]: # the part with new targets; pixels kept a class
-    "Windows with the targets that a live teacher gives them."
+    fair: Tensor, # (n,) bool: windows that are counted
+) -> tuple[Part, tuple[int, ...]]: # the part with new targets; pixels kept a class in fair windows
+    "Windows with the targets that a live teacher gives them. Counted are those that were not aimed at foreground, since these show the classes as they occur."
     said = apply(rule, probs)
-    return part._replace(target=said.target.long(), weight=said.weight, probs=probs), said.kept
+    kept = torch.bincount(said.target[fair].flatten(), minlength=256)[:probs.shape[1]]
+    return part._replace(target=said.target.long(), weight=said.weight, probs=probs), tuple(kept.tolist())
 
 # %% ../../nbs/training/06_step.ipynb #d36146c2
 @torch.no_grad()
@@ -147,13 +149,14 @@ def step_loss(
     "The loss of a step, summed over the students."
     labelled, pseudo = divide(batch)
     if not len(pseudo.images): return sum(_supervised(network(labelled.images), labelled, lesson) for network in students), ()
-    if len(students) == 2 and lesson.rule is not None and _unchanged(lesson.student): return _peers(students, labelled, pseudo, lesson)
+    fair = batch.fair[batch.is_pseudo]
+    if len(students) == 2 and lesson.rule is not None and _unchanged(lesson.student): return _peers(students, labelled, pseudo, lesson, fair)
     total, kept = 0, ()
     for k, network in enumerate(students):
         told = pseudo
         if lesson.rule is not None:
             teacher = average if len(students) == 1 else students[1 - k]
-            told, kept = relabelled(pseudo, spoken(teacher, batch.plain), lesson.rule)
+            told, kept = relabelled(pseudo, spoken(teacher, batch.plain), lesson.rule, fair)
         total = total + student_loss(network, *shown(told, batch, labelled, lesson.student.mixing, rng), told._replace(images=batch.plain), lesson)
     return total, kept
 
@@ -161,9 +164,9 @@ def _unchanged(student: Student) -> bool:
     "Does the student see what its peer labels?"
     return student.mixing == "none" and student.views == "weak" and not student.feature_dropout
 
-def _peers(students: nn.ModuleList, labelled: Part, pseudo: Part, lesson: Lesson) -> tuple[Tensor, tuple[int, ...]]:
+def _peers(students: nn.ModuleList, labelled: Part, pseudo: Part, lesson: Lesson, fair: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     "Two networks label for each other what both see in the same pass (Chen 2021)."
     logits = [_forward(network, [labelled, pseudo]) for network in students]
-    told = [relabelled(pseudo, two_logits(logits[1 - k][1].detach()).softmax(1), lesson.rule) for k in (0, 1)]
+    told = [relabelled(pseudo, two_logits(logits[1 - k][1].detach()).softmax(1), lesson.rule, fair) for k in (0, 1)]
     losses_of = [lesson.weight * pseudo_loss(logits[k], labelled, [told[k][0]], lesson) + _supervised(logits[k][0], labelled, lesson) for k in (0, 1)]
     return sum(losses_of), told[0][1]

@@ -84,8 +84,8 @@ def pseudo_images(
     return pseudo, report
 
 def _thin_earlier(folder: Path, number: int, ids: tuple[str, ...]) -> None:
-    "Of the round before keep only the watched images, the same in every round, and of members nothing."
-    for member in folder.glob(f"round-{number - 1}-member-*"): shutil.rmtree(member)
+    "Of the round before keep only the watched images, the same in every round, and of members, and of labels made anew, nothing."
+    for extra in folder.glob(f"round-{number - 1}-*"): shutil.rmtree(extra)
     earlier = folder / f"round-{number - 1}"
     begun = (folder / f"{earlier.name}.part" / "meta.json").exists()
     if begun or (earlier / "meta.json").exists() and len(Predictions(earlier)) > watched: thin(earlier, ids[:: math.ceil(len(ids) / watched)])
@@ -96,5 +96,5 @@ def relabel(
     network: nn.Module, # the student's average
     step: int, # tells one labelling from the next
 ) -> PseudoImages:
-    "Within a round: let the student's average label all unlabelled images anew."
-    return trusted(task, number, _predict(task, network, task.run.folder / "predictions" / f"round-{number}", f"round {number}, step {step}", f"round {number} labels anew"))
+    "Within a round: let the student's average label all unlabelled images anew. What the round's teacher said stays: a run that goes on asks for both."
+    return trusted(task, number, _predict(task, network, task.run.folder / "predictions" / f"round-{number}-anew", f"round {number}, step {step}", f"round {number} labels anew"))
