@@ -7,7 +7,7 @@ __all__ = ['demo_defaults', 'data_names', 'Parser', 'Help', 'train_parser', 'swe
            'open_data', 'source_of', 'recipes_of', 'settings_of', 'config_arguments']
 
 # %% ../nbs/80_arguments.ipynb #b3f19088
-import argparse, importlib, json, re, sys, traceback
+import argparse, importlib, json, sys, traceback
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path

@@ -98,14 +98,11 @@ def sweep(argv: Sequence[str] | None = None) -> int: # the exit code
 # %% ../nbs/90_cli.ipynb #91e8f46d
 def _repeat(a: argparse.Namespace) -> None:
     "What pseudolabel-train --from does."
-    from pseudolabel_nb.experiments.repeat import differences, repeat
+    from pseudolabel_nb.experiments.repeat import repeat
     from pseudolabel_nb.runs.run import open_run
     run = open_run(a.repeats)
-    data, out = _data_of(_with_source(a, run.source)), Path(a.output_dir) / run.folder.resolve().name
-    for line in differences(run, data): _say(f"differs: {line}")
-    again = repeat(run, data, out, a.device)
-    _say(again)
-    if run.result: _say(f"the run that was repeated: test F1 {run.result['f1']:.6f}; this one: {again.result['f1']:.6f}")
+    named = _with_source(a, run.source)
+    again = repeat(run, _data_of(named), Path(a.output_dir) / run.folder.resolve().name, a.device, _say, source_of(named))
     _say(f"written: {again.folder}")
 
 def _with_source(a: argparse.Namespace, source: dict | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pseudolabel_nb import cli
+from pseudolabel_nb import arguments, cli
 from pseudolabel_nb.runs.run import locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,7 +268,7 @@ def test_help_version_and_strategies():
         assert (ended.code, ended.err) == (0, "") and "example: pseudolabel-" in ended.out
         assert "None)" not in ended.out and "False)" not in ended.out and "[" not in ended.out.split("options:")[1].replace("[0, 1]", "")
     text = "".join(plain("--help").out.split())  # lines are broken anywhere
-    for shown in ("0.05,0.10", "naive,limited,class_balanced", "0.001,0.003", "0.70", *(f"--{k.replace('_', '-')}{v}" for k, v in cli.demo_defaults.items())): assert shown in text
+    for shown in ("0.05,0.10", "naive,limited,class_balanced", "0.001,0.003", "0.70", *(f"--{k.replace('_', '-')}{v}" for k, v in arguments.demo_defaults.items())): assert shown in text
     for own in ("0.70innaive,limitedandweighted", "3inmost,1wheretheteacher", "weak,strongornone", "thatofthelabelledones"): assert own in text
     from pseudolabel_nb.strategies.recipes import recipes, with_threshold
     listed = plain("--list-strategies").out.splitlines()
@@ -373,12 +373,12 @@ def test_what_is_given_for_all(train, data, tmp_path):
 
 def test_what_is_not_given_is_the_recipes_own():
     from pseudolabel_nb.strategies.recipes import recipe, recipes
-    parse = lambda *argv: cli._recipes(cli.train_parser().parse_args(argv))
+    parse = lambda *argv: arguments.recipes_of(arguments.train_parser().parse_args(argv))
     names = ",".join(recipes)
     assert parse("--strategy", names) == list(recipes.values())
     live = [recipe("naive", name="live", refresh="step", rounds=1, teacher__who="average", student__sampling="paired")]
-    given = cli.train_parser().parse_args(["--n-iterations", "5", "--confidence-threshold", "0.9"])
-    assert [cli._as_asked(r, given, {}) for r in live] == live
+    given = arguments.train_parser().parse_args(["--n-iterations", "5", "--confidence-threshold", "0.9"])
+    assert [arguments._as_asked(r, given, {}) for r in live] == live
     assert parse("--set", "name=mine", "--strategy", "naive")[0].name == "mine"
     for changes, part, value in ((("refresh=50",), "refresh", 50), (("teacher.decay=0.9",), "teacher", None), (("teacher.decay=null", "prior=0.2"), "prior", 0.2)):
         made = parse("--strategy", "naive", *(a for c in changes for a in ("--set", c)))[0]

@@ -1,8 +1,13 @@
 """The report as a reader gets it: one file that loads nothing, says what the run folders say, and lets no name be more than a name."""
 import base64
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -154,8 +159,21 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(page, runs, monkeypa
     assert page.read_bytes() == before and len(list(page.parent.iterdir())) == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
+def test_ctrl_c_ends_it_and_its_kernel(runs, tmp_path):
+    import psutil
+    code = "import sys; from pseudolabel_nb.experiments.report import write_report; write_report(*sys.argv[1:])"
+    writing = psutil.Popen([sys.executable, "-c", code, runs, tmp_path / "out"], stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not (kernels := [c for c in writing.children() if "ipykernel_launcher" in c.cmdline()]) and time.monotonic() < until: time.sleep(0.05)
+    time.sleep(0.5)
+    writing.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in writing.communicate(timeout=30)[1] and writing.returncode
+    assert kernels and psutil.wait_procs(kernels, timeout=10)[1] == []
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_the_packaged_notebook_is_that_of_the_chapter():
-    import sys
     sys.path.insert(0, str(ROOT / "tools"))
     try: import report_template
     finally: sys.path.pop(0)

@@ -1,4 +1,5 @@
 """A sweep by one process, by several, and by a Dask cluster: the same table, nothing lost when a run fails or the sweep is stopped, and no process left behind."""
+import copy
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from PIL import Image
 import pseudolabel_nb as pnb
 from pseudolabel_nb.core import UserError, read_json
 from pseudolabel_nb.data.images import Cache, from_arrays
+from pseudolabel_nb.experiments import jobs
 from pseudolabel_nb.experiments import sweep as module
 from pseudolabel_nb.experiments.clusters import dask_cluster, processes
 from pseudolabel_nb.experiments.sweep import sweep
@@ -137,13 +139,22 @@ def test_again_trains_nothing(alone):
     assert stamps() == before and (alone / "results.csv").read_bytes() == text
 
 
+def test_what_the_first_teacher_predicts_is_shared(tmp_path):
+    "One store under several names where nothing else labelled since; nothing is left aside."
+    recipes = [pnb.recipe("naive", rounds=1), pnb.recipe("limited", rounds=1), pnb.recipe("naive", name="flipped", rounds=1, teacher__flips=True)]
+    quick(tmp_path, recipes, [0.34], [0], [3e-3])
+    naive, limited, flipped = (tmp_path / f"runs/{r.name}-r0.34-s0/predictions/round-1/probs.u16" for r in recipes)
+    assert naive.samefile(limited) and not naive.samefile(flipped) and naive.read_bytes() != flipped.read_bytes()
+    assert not (tmp_path / "shared").exists()
+
+
 def test_steps_left(tmp_path):
     "What the progress bar counts: each first teacher once, and nothing that is on disk."
     methods = [pnb.recipe(n, rounds=1) for n in ("naive", "limited")]
-    jobs = module._jobs(tmp_path, methods, [0.34], [0], SETTINGS, [3e-3])
-    assert list(module._steps_left(jobs).values()) == [16, 8]
+    plan = module._jobs(tmp_path, methods, [0.34], [0], SETTINGS, [3e-3])
+    assert list(module._steps_left(plan).values()) == [16, 8]
     sweep(data(), methods[:1], [0.34], [0], tmp_path, SETTINGS, [3e-3], "cpu", lambda line: None)
-    assert list(module._steps_left(jobs).values()) == [0, 8]
+    assert list(module._steps_left(plan).values()) == [0, 8]
 
 
 def test_data_travels():
@@ -152,9 +163,9 @@ def test_data_travels():
     first = images.train.image(0)
     sent = pickle.dumps(images)
     assert len(sent) < 5000
-    arrived = pickle.loads(sent)
+    arrived = pickle.loads(sent) # noqa: S301 - it was dumped a line above
     assert np.array_equal(arrived.train.image(0), first) and np.array_equal(arrived.val.mask(1), images.val.mask(1))
-    assert vars(pickle.loads(pickle.dumps(Cache(0))))["limit"] == 0
+    assert vars(copy.copy(Cache(0)))["limit"] == 0 # a state that counts as false is a state, too
 
 
 # what fails
@@ -190,7 +201,7 @@ def test_a_busy_folder_is_left_alone(tmp_path):
 
 def test_a_full_disk_stops_all(tmp_path, monkeypatch):
     def full(*args): raise OSError(28, "No space left on device", "x")
-    monkeypatch.setattr(module, "finish", full)
+    monkeypatch.setattr(jobs, "finish", full)
     with pytest.raises(OSError, match="No space left"): quick(tmp_path)
     assert not list(tmp_path.rglob("error.json")) and len(list((tmp_path / "runs").iterdir())) == 1
 
@@ -198,8 +209,8 @@ def test_a_full_disk_stops_all(tmp_path, monkeypatch):
 def test_a_sweep_that_is_gone_ends_its_runs(tmp_path):
     "A run on another machine cannot be killed from here: it looks whether its sweep is still there."
     job = module._jobs(tmp_path, [pnb.recipe("naive")], [0.34], [0], SETTINGS, [3e-3])[0]
-    with module._signed(tmp_path, module.Common(data(), "cpu"), True) as common: assert not common.called_off()
-    assert common.called_off() and module.work(common, job) is None
+    with module._signed(tmp_path, jobs.Common(data(), "cpu"), True) as common: assert not common.called_off()
+    assert common.called_off() and jobs.work(common, job) is None
     assert len(Run(job.folder).records()) == 1 and Run(job.folder).result is None
 
 
@@ -318,7 +329,8 @@ def test_exit_code_and_a_plugin_in_the_workers(tmp_path):
     assert code == 1 and err.splitlines()[0] == "failed: mine-r0.5-s0: KeyError: 'mito'" and "1 runs have failed" not in err and len(err.splitlines()) == 2
     assert "mine-r0.5-s0 failed: KeyError" in said and "labels  strategy" in said and "naive" in said.split("labels  strategy")[1]
     assert "my_plugin.py" in read_json(tmp_path / "out/runs/mine-r0.5-s0/error.json")["traceback"]
-    assert ended(*argv, "--set", "selector.how=calmly")[0] == 2 # another experiment in the same folder
+    code, _, err = ended(*argv, "--strategy", "mine", "--set", "selector.how=calmly")
+    assert code == 2 and "was begun with another config" in err
     code, said, err = ended(*argv[:-1], tmp_path / "calm", "--strategy", "mine", "--set", "selector.how=calmly")
     assert (code, err) == (0, "")
 
@@ -330,7 +342,7 @@ def test_dask_from_the_command_line(unbroken, tmp_path):
     assert (code, err) == (0, "") and "labels  strategy" in said and len(table(tmp_path / "out")) == 4 and set(table(tmp_path / "out")) < set(table(unbroken / "out"))
 
 
-@pytest.mark.parametrize("argv, parts", [(("--dask", "tcp://127.0.0.1:9", "--workers", "2"), ["--workers 2", "--dask"]), (("--workers", "0"), ["--workers", "at least 1"]), (("--config", "nowhere.toml"), ["nowhere.toml", "no such file"])], ids=lambda a: " ".join(a))
+@pytest.mark.parametrize("argv, parts", [(("--dask", "tcp://127.0.0.1:9", "--workers", "2"), ["--workers 2", "--dask"]), (("--workers", "0"), ["--workers", "at least 1"]), (("--config", "nowhere.toml"), ["nowhere.toml", "no such file"])], ids=" ".join)
 def test_slips(argv, parts, tmp_path):
     code, _, err = ended("--demo", "--output-dir", tmp_path / "out", *argv)
     assert code == 2 and err.count("\n") == 1 and all(p in err for p in parts), err

@@ -8,6 +8,7 @@ __all__ = ['show', 'show_table', 'show_figures', 'plot_paired', 'plot_images', '
 # %% ../../nbs/experiments/03_report.ipynb #22ccab2d
 import math, os, re, sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -190,10 +191,16 @@ def _kernel_here(): # jupyter_client.AsyncKernelManager
     return AsyncKernelManager(kernel_spec_manager=Here())
 
 def _execute(notebook, where: Path) -> None: # fills in the outputs
-    "Run all cells, in the folder `where`."
+    "Run all cells, in the folder `where`; Ctrl-C ends the kernel, too."
     from nbclient import NotebookClient
-    with progress(total=sum(c.cell_type == "code" for c in notebook.cells), desc="report") as bar:
-        NotebookClient(notebook, km=_kernel_here(), timeout=None, resources=dict(metadata=dict(path=str(where))), on_cell_executed=lambda **_: bar.update()).execute(cleanup_kc=True)
+    kernel = _kernel_here()
+    with progress(total=sum(c.cell_type == "code" for c in notebook.cells), desc="report") as bar, ThreadPoolExecutor(1) as aside: # in the main thread nbclient would take Ctrl-C for itself
+        client = NotebookClient(notebook, km=kernel, timeout=None, resources=dict(metadata=dict(path=str(where))), on_cell_executed=lambda **_: bar.update())
+        done = aside.submit(client.execute, cleanup_kc=True)
+        try: done.result()
+        except KeyboardInterrupt:
+            if kernel.has_kernel: kernel.provisioner.process.kill()
+            raise
 
 # %% ../../nbs/experiments/03_report.ipynb #c834ee7e
 _page = Template("""<!DOCTYPE html>
@@ -247,6 +254,7 @@ def write_report(
     import nbformat
     notebook = _report_notebook(Path(os.path.relpath(folder, out)).as_posix())
     _execute(notebook, out)
+    page = _html(notebook, f"Report: {Path(folder).resolve().name}")
     write_text(out / "report.ipynb", nbformat.writes(notebook))
-    write_text(out / "report.html", _html(notebook, f"Report: {Path(folder).resolve().name}"))
+    write_text(out / "report.html", page)
     return out / "report.html"

@@ -81,7 +81,7 @@ def _draw(ax, points: np.ndarray, style: dict, marks: Sequence[int] | None = Non
     whole = np.where(n == n.max(), mean, np.nan)
     ax.plot(at, mean, color=style["color"], linestyle=style["linestyle"], lw=0.8, alpha=0.6)
     ax.plot(at, whole, **style, lw=1.8, markersize=6, markevery=marks, label=label)
-    ax.fill_between(at, low, high, color=style["color"], alpha=0.15, lw=0)
+    ax.fill_between(at, low, high, where=n > 2, color=style["color"], alpha=0.15, lw=0) # of two seeds the interval is endless
 
 def _frame(ax, values: Sequence[float], least: float = 0.0, most: float = math.inf) -> None:
     "Limits by the values, not by their intervals, which for two seeds are endless."

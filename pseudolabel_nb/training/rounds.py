@@ -24,7 +24,6 @@ from ..runs.run import RoundRecord, Run, locked
 from ..strategies.parts import Recipe, Student
 from ..strategies.pseudo_images import PseudoImages, UnlabelledImages
 from .loop import Phase, checkpoint_name, train
-from .settings import Settings
 from .task import Task, begin, open_task, with_test_set
 from .teaching import pseudo_images, relabel
 from .validation import validate

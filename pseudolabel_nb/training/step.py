@@ -17,7 +17,7 @@ from ..core import pick
 from ..data.loading import Batch
 from ..models.networks import feature_dropout, two_logits
 from ..strategies.parts import Rule, Student, apply
-from . import pu_losses # registers its losses
+from . import pu_losses # noqa: F401 registers its losses
 from .losses import losses, whole_batch_losses
 from .mixing import Part, mix
 
@@ -101,6 +101,10 @@ def _supervised(logits: Tensor, labelled: Part, lesson: Lesson) -> Tensor:
     "The loss of the labelled windows; pseudo-labels that were pasted into them have their weight."
     return _loss(lesson.loss, logits, labelled, _weighed(labelled, lesson.weight), lesson)
 
+def _from_labels(network: nn.Module, batch: Batch, lesson: Lesson) -> Tensor:
+    "The loss of a batch that has labelled windows alone: a weight a window is enough."
+    return pick(losses, lesson.loss, "loss")(network(batch.images), batch.masks, torch.ones(len(batch.images), device=batch.images.device), batch.is_pseudo, prior=lesson.prior, probs=None)
+
 def _forward(network: nn.Module, parts: list[Part]) -> list[Tensor]:
     "Logits of each part, from one pass."
     return list(network(torch.cat([p.images for p in parts])).split([len(p.images) for p in parts]))
@@ -147,8 +151,8 @@ def step_loss(
     rng: np.random.Generator, # for mixing
 ) -> tuple[Tensor, tuple[int, ...]]: # scalar; pixels that a live teacher kept a class, or ()
     "The loss of a step, summed over the students."
+    if not batch.is_pseudo.any(): return sum(_from_labels(network, batch, lesson) for network in students), ()
     labelled, pseudo = divide(batch)
-    if not len(pseudo.images): return sum(_supervised(network(labelled.images), labelled, lesson) for network in students), ()
     fair = batch.fair[batch.is_pseudo]
     if len(students) == 2 and lesson.rule is not None and _unchanged(lesson.student): return _peers(students, labelled, pseudo, lesson, fair)
     total, kept = 0, ()

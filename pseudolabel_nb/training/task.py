@@ -22,7 +22,7 @@ from ..measures.prior import Prior, estimate_prior
 from ..runs.run import Run, begin_run
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
-from . import pu_losses # registers its losses
+from . import pu_losses # noqa: F401 registers its losses
 from .losses import losses
 from .mixing import mixings
 from .settings import Settings

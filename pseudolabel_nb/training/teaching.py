@@ -8,7 +8,6 @@ __all__ = ['watched', 'teacher_checkpoints', 'trusted', 'pseudo_images', 'relabe
 # %% ../../nbs/training/09_teaching.ipynb #c2037133
 import math, shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from torch import nn
