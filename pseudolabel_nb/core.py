@@ -81,8 +81,9 @@ def _kinds(cls) -> Iterable[type]:
     for sub in getattr(cls, "__subclasses__", list)(): yield from _kinds(sub)
 
 def _class_named(options: list, kind: str, at: str) -> type:
-    "The class called `kind` among `options` and their subclasses; of two with one name (a cell that was run twice) the newer."
-    known = {c.__name__: c for option in options for c in _kinds(option)}
+    "The class called `kind` among `options` and their subclasses; of two with one name the package's own, else (a cell that was run twice) the newer."
+    found = [c for option in options for c in _kinds(option)]
+    known = {c.__name__: c for c in sorted(found, key=lambda c: c.__module__.startswith("pseudolabel_nb."))}
     if kind in known: return known[kind]
     raise UserError(f"{at}: unknown kind {kind!r}; expected one of: {', '.join(sorted(known))}; a class of your own is known once its module is imported")
 

@@ -48,6 +48,11 @@ def _check_selector(cls: type) -> None:
     if not (is_dataclass(cls) and cls.__dataclass_params__.frozen): raise UserError(f"{cls.__name__} is not a frozen dataclass, so it could not be written to a run folder; write @dataclass(frozen=True) right above the class")
     if cls.fit is Selector.fit: raise UserError(f"{cls.__name__} has no fit; expected a method fit(self, members, context) -> Rule, so add it")
 
+def _check_namesake(cls: type) -> None:
+    "`UserError` where a selector of the package has the same name."
+    if any(c.__name__ == cls.__name__ and c.__module__.startswith("pseudolabel_nb.") and c is not cls for c in Selector.__subclasses__()):
+        raise UserError(f"a selector that comes with the package is called {cls.__name__}, too, and a run folder could not tell them apart; expected a name of its own, so rename the class")
+
 def register_recipe(
     made: Recipe, # known by its name from now on
 ) -> Recipe:
@@ -85,6 +90,7 @@ def register_strategy(
     "Decorator for a selector class, a frozen dataclass: registers the recipe that has it; `UserError` where it cannot be one."
     def keep(cls):
         _check_selector(cls)
+        _check_namesake(cls)
         try: selector = cls()
         except TypeError as e: raise UserError(f"{cls.__name__}() cannot be made ({e}); expected a default for every field, so give each one") from None
         made = Recipe(name, selector, about=_first_sentence(cls))
