@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from .arguments import Help, Parser, add_common, data_names, load_plugin, open_data, recipes_of, settings_of, source_of, sweep_parser, train_parser
-from .core import UserError
+from .core import UserError, hearing_interrupts
 
 # %% ../nbs/90_cli.ipynb #839576bd
 def run_command(
@@ -25,7 +25,7 @@ def run_command(
     try:
         arguments = parser.parse_args(argv)
         where = getattr(arguments, "output_dir", where)
-        return command(arguments) or 0
+        with hearing_interrupts(): return command(arguments) or 0
     except UserError as e: return _fail(e, f"error: {_as_flags(str(e))}", 2, argv)
     except OSError as e: return _fail(e, f"error: {e.filename or where}: {e.strerror or e}; make room, check the permissions or choose another folder, then give the same command again", 2, argv)
     except KeyboardInterrupt: return _fail(None, "stopped; the same command goes on where it was", 130, argv)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UserError', 'pick', 'registering', 'to_dict', 'from_dict', 'replace_fields', 'replacing', 'write_bytes', 'write_text',
            'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'random_stream', 'seed_torch', 'seed_shared',
-           'progress']
+           'progress', 'hearing_interrupts', 'stop_if_asked']
 
 # %% ../nbs/00_core.ipynb #ae8b9cf4
-import json, os, sys, tempfile, zlib
+import json, os, signal, sys, tempfile, threading, zlib
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -281,3 +281,25 @@ def progress(
     from tqdm.auto import tqdm
     silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=silent, leave=False, dynamic_ncols=True, **kwargs)
+
+# %% ../nbs/00_core.ipynb #72d2a63c
+_asked: list[int] = [] # signals since `hearing_interrupts` began
+
+@contextmanager
+def hearing_interrupts():
+    "Inside the block (of the main thread) a Ctrl-C is remembered as well as raised."
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    def remember(number, frame):
+        _asked.append(number)
+        signal.default_int_handler(number, frame)
+    signal.signal(signal.SIGINT, remember)
+    try: yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _asked.clear()
+
+def stop_if_asked() -> None:
+    "Raise `KeyboardInterrupt` if a Ctrl-C was remembered."
+    if _asked: raise KeyboardInterrupt

@@ -607,3 +607,20 @@ def test_diagnose_slips(refuse, tmp_path):
     refuse(tmp_path, name="diagnose", parts=["real_masks", "--help"])
     for name in ("a", "b"): save(tmp_path / name / "0.png", np.zeros((8, 8), "u1"))
     refuse(tmp_path / "a", tmp_path / "b", name="diagnose", parts=["real masks", "no foreground"])
+
+
+def test_ctrl_c_is_heard_where_exceptions_are_dropped(monkeypatch):
+    "In an object's __del__ Python drops the KeyboardInterrupt; the next step asks again."
+    from pseudolabel_nb.core import hearing_interrupts, stop_if_asked
+
+    class Deaf:
+        def __del__(self): signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with hearing_interrupts():
+            Deaf()
+            with pytest.raises(KeyboardInterrupt): stop_if_asked()
+        stop_if_asked() # forgotten after the block
+    finally: signal.signal(signal.SIGINT, before)

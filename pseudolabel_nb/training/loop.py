@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import UserError, append_jsonl, progress, random_stream, seed_shared, seed_torch
+from ..core import UserError, append_jsonl, progress, random_stream, seed_shared, seed_torch, stop_if_asked
 from ..data.loading import Batch, Windows, batch_at
 from ..models.checkpoints import load_network, load_tensors, restore_training, save_network, save_tensors, training_state
 from ..models.networks import Ema, build_network
@@ -187,6 +187,7 @@ def train(
     bar = progress(total=phase.steps, initial=t.step, desc=f"round {phase.number}" if phase.number else "teacher" + f" {phase.member + 1}" * (phase.member > 0))
     if t.step == phase.steps and (due := _labelled_at(phase, t.step - 1)): _relabel(t, due) # interrupted right after its last step: the last labels are still asked for
     while t.step < phase.steps:
+        stop_if_asked()
         if (due := _labelled_at(phase, t.step)) > labelled_at: draw, labelled_at = _relabel(t, due), due
         seed_shared(phase.seed, "draw", phase.number, phase.member, t.step) # for views that do not draw from the stream they are given
         loss = t.learn(Batch(*(x.to(t.device) for x in draw(t.step))))
