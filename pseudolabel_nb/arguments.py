@@ -19,9 +19,12 @@ from .training.settings import Settings
 # %% ../nbs/80_arguments.ipynb #4f303ac5
 class Parser(argparse.ArgumentParser):
     "A wrong argument is one line, as every other error. What is not typed may stand in a file that --config names; --demo changes defaults."
-    def error(self, message: str): raise UserError(f"{message}; see {self.prog} --help")
+    def error(self, message: str):
+        "`UserError` in place of a usage text."
+        raise UserError(f"{message}; see {self.prog} --help")
 
     def parse_args(self, argv=None, namespace=None):
+        "As usual; what --config names comes before what was typed."
         argv = list(sys.argv[1:] if argv is None else argv)
         typed = super().parse_args(argv)
         if path := getattr(typed, "config", None): argv = [*self._from_file(Path(path)), *argv]
@@ -43,6 +46,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 def _list_of(kind: Callable) -> Callable:
     "Parser of a comma-separated list."
     def parse(text: str) -> list:
+        "The list; an error where it is empty."
         if not (parts := [p.strip() for p in text.split(",") if p.strip()]): raise argparse.ArgumentTypeError("found an empty list; expected at least one, commas between them")
         return [kind(p) for p in parts]
     parse.__name__ = f"list of {kind.__name__}"
@@ -56,6 +60,7 @@ def _share(text: str) -> float:
 def _whole(least: int) -> Callable:
     "Parser of a whole number of at least `least`."
     def parse(text: str) -> int:
+        "The number; an error where it is none or too small."
         if not text.isdecimal() or int(text) < least: raise argparse.ArgumentTypeError(f"found {text}; expected a whole number of at least {least}")
         return int(text)
     return parse

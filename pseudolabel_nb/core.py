@@ -40,6 +40,7 @@ def registering(
 ): # a decorator that leaves what it decorates as it is
     "Put what is decorated into `registry` under `name`."
     def keep(entry):
+        "Enter it."
         registry[name] = entry
         return entry
     return keep
@@ -292,6 +293,7 @@ def hearing_interrupts():
         yield
         return
     def remember(number, frame):
+        "Of a signal: note it, then raise as usual."
         _asked.append(number)
         signal.default_int_handler(number, frame)
     signal.signal(signal.SIGINT, remember)

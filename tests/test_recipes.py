@@ -1,6 +1,6 @@
 """Every registered recipe, through the one loop: does it learn from unlabelled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
 import json
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 
@@ -46,6 +46,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def killed_after(steps: int):
+    "Inside the block training is interrupted after so many steps, if it has that many left."
+    learn, left = loop.Trainer.learn, iter(range(steps))
+    def dying(trainer, batch):
+        if next(left, None) is None: raise KeyboardInterrupt
+        return learn(trainer, batch)
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(loop.Trainer, "learn", dying)
+        yield
 
 
 def facts(run: pnb.Run) -> list:
@@ -94,23 +106,15 @@ def test_with_weight_0_a_phase_is_the_supervised_phase(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_ends_and_an_interrupted_one_ends_alike(name, tmp_path, monkeypatch):
+def test_a_run_ends_and_an_interrupted_one_ends_alike(name, tmp_path):
     options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
     whole = pnb.run(data(), name, tmp_path / "whole", **options)
     assert whole.status == "finished" and 0 <= whole.result["f1"] <= 1
     assert sum(r.steps for r in whole.records()) == SETTINGS.steps
     assert not list((whole.folder / "predictions").glob("*-member-*"))
-    rng, learn = random_stream(0, name), loop.Trainer.learn
+    rng = random_stream(0, name)
     for _ in range(4): # killed at random steps, and begun again each time
-        left = int(rng.integers(1, 8))
-        def dying(trainer, batch):
-            nonlocal left
-            left -= 1
-            if left < 0: raise KeyboardInterrupt
-            return learn(trainer, batch)
-        monkeypatch.setattr(loop.Trainer, "learn", dying)
-        with suppress(KeyboardInterrupt): pnb.run(data(), name, tmp_path / "cut", **options)
-        monkeypatch.setattr(loop.Trainer, "learn", learn)
+        with killed_after(int(rng.integers(1, 8))): pnb.run(data(), name, tmp_path / "cut", **options)
     cut = pnb.run(data(), name, tmp_path / "cut", **options)
     assert facts(cut) == facts(whole)
     assert {k: v for k, v in cut.result.items() if k != "seconds"} == {k: v for k, v in whole.result.items() if k != "seconds"}
@@ -130,18 +134,10 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_parts_can_be_joined(name, tmp_path, monkeypatch):
+def test_parts_can_be_joined(name, tmp_path):
     options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
     whole = pnb.run(data(), VARIANTS[name], tmp_path / "whole", **options)
-    learn, left = loop.Trainer.learn, 19
-    def dying(trainer, batch):
-        nonlocal left
-        left -= 1
-        if left < 0: raise KeyboardInterrupt
-        return learn(trainer, batch)
-    monkeypatch.setattr(loop.Trainer, "learn", dying)
-    with pytest.raises(KeyboardInterrupt): pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)
-    monkeypatch.setattr(loop.Trainer, "learn", learn)
+    with killed_after(19): pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)
     assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
 
 
@@ -204,6 +200,13 @@ def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
 def test_what_does_not_go_together_is_refused_with_the_reason(wrong, reason):
     with pytest.raises(UserError, match=reason) as error: wrong()
     assert "\n" not in str(error.value)
+
+
+def test_positive_unlabelled_losses_refuse_more_than_two_classes_before_training(tmp_path):
+    three = pnb.Data("discs", discs(12, 0, 3), discs(6, 1, 3), discs(6, 2, 3))
+    three = replace(three, **{k: type(s)(s.items, 1, 3) for k, s in three.splits.items()})
+    with pytest.raises(UserError, match="two classes"): pnb.run(three, "pu", tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_stored_teacher_has_no_probabilities_for_a_soft_loss(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Item', 'raw_image', 'Decoded', 'mean_sd', 'Cache', 'HiddenLabels', 'ImageSet', 'target_mask', 'from_arrays', 'Data']
 
-# %% ../../nbs/data/02_images.ipynb #e046f0a1
+# %% ../../nbs/data/02_images.ipynb #bdb2b8b2
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core import UserError
 
-# %% ../../nbs/data/02_images.ipynb #2919fb62
+# %% ../../nbs/data/02_images.ipynb #f107980d
 @dataclass(frozen=True)
 class Item:
     "An image that has not been read yet."
@@ -31,7 +31,7 @@ class Item:
     def __post_init__(self):
         if not self.group: object.__setattr__(self, "group", self.id)
 
-# %% ../../nbs/data/02_images.ipynb #08ffab02
+# %% ../../nbs/data/02_images.ipynb #4addab09
 def raw_image(
     array: Any, # (H, W), (H, W, 1|2|3|4) or (1|3, H, W); numbers
     name: str, # for messages
@@ -55,7 +55,7 @@ def _channels_last(
     if a.shape[2] in (1, 2): return a[..., 0]
     return a[..., :3] if a.shape[2] == 4 else a
 
-# %% ../../nbs/data/02_images.ipynb #7703c78c
+# %% ../../nbs/data/02_images.ipynb #745e1981
 @dataclass(frozen=True)
 class Decoded:
     "Raw pixels with the mean and standard deviation of all of them."
@@ -64,7 +64,9 @@ class Decoded:
     sd: float
 
     @property
-    def nbytes(self) -> int: return self.raw.nbytes
+    def nbytes(self) -> int:
+        "Of the pixels; what the cache counts."
+        return self.raw.nbytes
 
     def window(
         self,
@@ -88,7 +90,7 @@ def mean_sd(
     mean = sum(b.sum(dtype=np.float64) for b in blocks) / raw.size
     return float(mean), float(np.sqrt(sum(np.square(b - mean, dtype=np.float64).sum() for b in blocks) / raw.size))
 
-# %% ../../nbs/data/02_images.ipynb #04a10f1c
+# %% ../../nbs/data/02_images.ipynb #a4d9fb4b
 class Cache:
     "Decoded arrays by name; the least recently used are dropped when `limit` bytes are exceeded."
     def __init__(
@@ -120,7 +122,7 @@ class Cache:
     def __getstate__(self): return self.limit
     def __setstate__(self, limit): self.__init__(limit)
 
-# %% ../../nbs/data/02_images.ipynb #7d45fe55
+# %% ../../nbs/data/02_images.ipynb #647f42e5
 class HiddenLabels(RuntimeError):
     "Labels that this code must not see were asked for."
 
@@ -239,7 +241,7 @@ def _decode_mask(item: Item) -> np.ndarray:
 
 def _by(shape: tuple[int, ...]) -> str: return " × ".join(map(str, shape[:2]))
 
-# %% ../../nbs/data/02_images.ipynb #561f1ac1
+# %% ../../nbs/data/02_images.ipynb #4fda7909
 def target_mask(
     array: Any, # (H, W): class ids, -1 or 255 = ignore
     name: str, # for messages
@@ -288,7 +290,7 @@ def _classes(masks: Sequence | None, targets: list, name: str) -> int:
         raise UserError(f"{name}: masks hold no value but 0 and 255, and 255 means ignore; if it is your foreground pass masks == 255, if it is to be ignored write -1 instead")
     return max(2, int(np.flatnonzero(seen[:255]).max(initial=1)) + 1)
 
-# %% ../../nbs/data/02_images.ipynb #becab71b
+# %% ../../nbs/data/02_images.ipynb #efdadee9
 @dataclass(frozen=True)
 class Data:
     "A data set: its splits, its classes, and what was decided in opening it."

@@ -8,7 +8,7 @@ __all__ = ['PIXEL', 'RADIUS', 'MARGIN', 'SHAPES', 'DISTRACTORS', 'WAVELENGTH', '
            'crystal', 'Series', 'random_series', 'Specimen', 'specimen', 'transfer', 'background', 'expose',
            'micrograph', 'Recording', 'micrographs']
 
-# %% ../../nbs/data/07_synthetic.ipynb #11df16da
+# %% ../../nbs/data/07_synthetic.ipynb #b74d3130
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import asin, pi
@@ -18,12 +18,12 @@ import numpy as np
 from ..core import UserError, random_stream
 from .images import Data, ImageSet, Item
 
-# %% ../../nbs/data/07_synthetic.ipynb #7cdfb4dc
+# %% ../../nbs/data/07_synthetic.ipynb #5da3ca6c
 PIXEL = 8.0 # Å
 RADIUS = (6.0, 10.0) # px: particles and distractors alike, so that size tells nothing
 MARGIN = 32 # px drawn around the image, then cut off: objects and their rings cross its edge
 
-# %% ../../nbs/data/07_synthetic.ipynb #84483a05
+# %% ../../nbs/data/07_synthetic.ipynb #eee28f94
 def _ring(n: int, radius: float, z: float = 0.0, turn: float = 0.0) -> np.ndarray: # (n, 3)
     "`n` places on a horizontal circle."
     a = 2 * pi * np.arange(n) / n + turn
@@ -38,7 +38,7 @@ SHAPES = dict( # name -> (centres (k, 3), radius of each ball), in units of the 
     antibody=(np.concatenate([_ring(3, 0.5), _ring(3, 1.0)]), 0.34),
 )
 
-# %% ../../nbs/data/07_synthetic.ipynb #c60bcb22
+# %% ../../nbs/data/07_synthetic.ipynb #e1e959db
 def project(
     centres: np.ndarray, # (k, 2 or more): x and y of the balls in px; depth does not matter
     radii: np.ndarray | float, # px, one or k of them
@@ -67,24 +67,28 @@ def particle(
     thickness, outline = project(at, radius * ball)
     return thickness / (2 * radius), outline
 
-# %% ../../nbs/data/07_synthetic.ipynb #af39c813
+# %% ../../nbs/data/07_synthetic.ipynb #c4911c8f
 def clump(rng: np.random.Generator, radius: float):
+    "Some touching balls, as proteins that stick together."
     n = rng.integers(4, 10)
     walk = np.cumsum(0.35 * radius * rng.standard_normal((n, 2)), axis=0).clip(-1.2 * radius, 1.2 * radius)
     thickness, outline = project(walk - walk.mean(axis=0), rng.uniform(0.15, 0.75, n) * radius)
     return thickness / (2 * radius) * rng.uniform(0.9, 1.8), outline
 
 def fibre(rng: np.random.Generator, radius: float):
+    "A thin, bent thread."
     angle = rng.uniform(0, 2 * pi) + np.cumsum(rng.normal(0, 0.35, 20))
     walk = np.cumsum(0.2 * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1), axis=0)
     thickness, outline = project(walk - walk.mean(axis=0), rng.uniform(0.12, 0.2) * radius)
     return thickness / (2 * radius) * rng.uniform(0.8, 1.6), outline
 
 def gold(rng: np.random.Generator, radius: float):
+    "A small bead, much denser than protein."
     thickness, outline = project(np.zeros((1, 2)), rng.uniform(0.4, 0.7) * radius)
     return thickness / (2 * radius) * rng.uniform(2, 4), outline
 
 def bubble(rng: np.random.Generator, radius: float):
+    "A round hole in the ice: brighter, not darker."
     thickness, outline = project(np.zeros((1, 2)), rng.uniform(0.6, 1.1) * radius)
     return -thickness / (2 * radius) * rng.uniform(0.7, 2), outline
 
@@ -99,7 +103,7 @@ def crystal(rng: np.random.Generator, radius: float):
 
 DISTRACTORS = dict(clump=clump, fibre=fibre, gold=gold, bubble=bubble, crystal=crystal)
 
-# %% ../../nbs/data/07_synthetic.ipynb #15d05abd
+# %% ../../nbs/data/07_synthetic.ipynb #cb109192
 @dataclass(frozen=True)
 class Series:
     "What the micrographs of one series share."
@@ -129,7 +133,7 @@ def random_series(
         coverage=coverage * rng.uniform(0.6, 1.4), distractors=distractors * rng.uniform(0.4, 1.6),
         shapes=tuple(rng.dirichlet([concentration] * len(SHAPES))), kinds=tuple(rng.dirichlet([concentration] * len(DISTRACTORS))))
 
-# %% ../../nbs/data/07_synthetic.ipynb #c5c7c90c
+# %% ../../nbs/data/07_synthetic.ipynb #19c26883
 @dataclass(frozen=True)
 class Specimen:
     "What lies under the beam; three arrays of one size, margin included."
@@ -173,7 +177,7 @@ def specimen(
         left -= _place(rng, density, taken, series.contrast * rng.uniform(0.75, 1.25) * patch, outline)
     return Specimen(density, (taken & ~clutter).astype(np.uint8), clutter)
 
-# %% ../../nbs/data/07_synthetic.ipynb #56586406
+# %% ../../nbs/data/07_synthetic.ipynb #d3a8824b
 WAVELENGTH = 0.0197 # Å, electrons of 300 kV
 ABERRATION = 2.7e7 # Å: C_s = 2.7 mm
 AMPLITUDE = 0.1 # part of the contrast that is absorption
@@ -194,7 +198,7 @@ def transfer(
     phase = pi * WAVELENGTH * defocus * k2 - pi / 2 * ABERRATION * WAVELENGTH**3 * k2**2 + asin(AMPLITUDE)
     return (-np.sin(phase) * np.exp(-series.b_factor / 4 * k2)).astype(np.float32)
 
-# %% ../../nbs/data/07_synthetic.ipynb #8520fb33
+# %% ../../nbs/data/07_synthetic.ipynb #19844a88
 ICE_NOISE, SHOT_NOISE, UNEVEN = 0.083, 0.05, 0.08 # standard deviations at noise = background = 1
 
 def background(
@@ -227,7 +231,7 @@ def micrograph(
     film = specimen(rng, series, size)
     return expose(rng, film.density, series), film.mask[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
-# %% ../../nbs/data/07_synthetic.ipynb #990644cb
+# %% ../../nbs/data/07_synthetic.ipynb #2c0d1d53
 @dataclass(frozen=True)
 class Recording:
     "Everything that decides a split's pictures."

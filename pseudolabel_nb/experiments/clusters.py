@@ -93,6 +93,7 @@ class Processes(ThreadPoolExecutor):
         self._share, self._mine, self._workers, self._starting, self._over = threads, local(), [], Lock(), False
 
     def submit(self, fn, /, *args, **kwargs):
+        "Let a worker process do `fn(*args, **kwargs)`; its future."
         return super().submit(self._ask, partial(fn, *args, **kwargs))
 
     def _ask(self, task: Callable) -> object:

@@ -187,7 +187,10 @@ def _kernel_here(): # jupyter_client.AsyncKernelManager
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     class Here(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name): return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"], display_name="Python 3", language="python")
+        "Knows one kernel: this very Python."
+        def get_kernel_spec(self, kernel_name):
+            "How to start it, whatever it is called."
+            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"], display_name="Python 3", language="python")
     return AsyncKernelManager(kernel_spec_manager=Here())
 
 def _execute(notebook, where: Path) -> None: # fills in the outputs

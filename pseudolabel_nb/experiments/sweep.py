@@ -32,6 +32,7 @@ from ..training.task import split_ids, with_test_set
 class _Here(Executor):
     "Does each task when it is handed over, in this process."
     def submit(self, fn, /, *args, **kwargs):
+        "Do `fn(*args, **kwargs)` at once; a future that is done."
         future = Future()
         future.set_result(fn(*args, **kwargs))
         return future

@@ -143,6 +143,7 @@ def _appending(folder: Path) -> Iterator[Callable[[tuple[str, ...], list[np.ndar
     "A function that adds some images to a store: their bytes first, then the lines that say they are there."
     with open(folder / "probs.u16", "ab") as numbers, open(folder / "histograms.i32", "ab") as counts, open(folder / "index.jsonl", "a") as index:
         def append(ids: tuple[str, ...], planes: list[np.ndarray]) -> None:
+            "Write some images: their bytes first, then the lines that say they are there."
             for q in planes: numbers.write(np.ascontiguousarray(q).data)
             counts.write(np.stack([confidence_histogram(q) for q in planes]).data)
             numbers.flush(), counts.flush()

@@ -77,7 +77,9 @@ class Effect:
     d_z: float
 
     @property
-    def ratio(self) -> float: return self.gain / self.noise if self.noise else float("nan")
+    def ratio(self) -> float:
+        "The gain in units of the seed noise; nan where there is none."
+        return self.gain / self.noise if self.noise else float("nan")
 
     def __str__(self): return f"{100 * self.gain:+.1f} points: {abs(self.ratio):.1f} times the seed noise of {100 * self.noise:.1f}, d_z = {self.d_z:.2f}"
 
@@ -137,6 +139,7 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
+        "What the seeds say, in a few words."
         i = self.interval
         if i.n == 1: return "one seed: no evidence"
         if i.low <= 0 <= i.high: return "not told from 0"

@@ -54,10 +54,13 @@ class Ranking:
     lead: Interval | None = None
 
     @property
-    def best(self) -> str | None: return self.rows[0].name if self.lead and len(self.together) == 1 else None
+    def best(self) -> str | None:
+        "The first recipe, where it is told apart from all others."
+        return self.rows[0].name if self.lead and len(self.together) == 1 else None
 
     @property
     def conclusion(self) -> str:
+        "The ranking in a sentence: who leads, or who cannot be told apart."
         n = self.rows[0].interval.n
         if not self.lead: return "one recipe: nothing to rank"
         if n == 1: return "one seed: no ranking"

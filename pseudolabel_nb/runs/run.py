@@ -61,13 +61,24 @@ class Run:
         self.folder = Path(folder)
 
     @property
-    def name(self) -> str: return self.folder.name
+    def name(self) -> str:
+        "Of the folder."
+        return self.folder.name
+
     @property
-    def config(self) -> dict: return read_json(self.folder / "config.json")
+    def config(self) -> dict:
+        "What was asked: data, recipe, settings, ratio, seed."
+        return read_json(self.folder / "config.json")
+
     @property
-    def environment(self) -> dict: return read_json(self.folder / "environment.json")
+    def environment(self) -> dict:
+        "Where it was trained: versions, device."
+        return read_json(self.folder / "environment.json")
+
     @property
-    def split(self) -> dict: return read_json(self.folder / "split.json")
+    def split(self) -> dict:
+        "Ids of the labelled, validation and test images."
+        return read_json(self.folder / "split.json")
 
     @property
     def source(self) -> dict | None: # plain JSON

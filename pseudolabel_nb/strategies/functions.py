@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generate_class_balanced_pseudo_labels', 'generate_limited_pseudo_labels', 'generate_curriculum_pseudo_labels']
 
-# %% ../../nbs/strategies/17_functions.ipynb #856f8cb4
+# %% ../../nbs/strategies/17_functions.ipynb #22b7104e
 import tempfile
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ from .parts import Context, Selector
 from .pseudo_images import PseudoImages
 from .threshold import Threshold
 
-# %% ../../nbs/strategies/17_functions.ipynb #d70fbbbb
+# %% ../../nbs/strategies/17_functions.ipynb #488f0705
 class _GivenImages:
     "The user's images as the stream wants them, one by one and unchanged."
     def __init__(self, images):
@@ -31,7 +31,9 @@ class _GivenImages:
         self._shapes: dict[int, tuple[int, int]] = {}
 
     def __len__(self): return len(self.ids)
-    def index(self, id: str) -> int: return int(id)
+    def index(self, id: str) -> int:
+        "Where the image `id` stands."
+        return int(id)
 
     def image(self, i: int) -> np.ndarray: # (channels, H, W) float32
         "Image `i`; of a data set's (image, mask, …) the first only."
@@ -47,7 +49,7 @@ class _GivenImages:
         if i not in self._shapes: self.image(i)
         return self._shapes[i]
 
-# %% ../../nbs/strategies/17_functions.ipynb #70d64bea
+# %% ../../nbs/strategies/17_functions.ipynb #9c7bd46c
 def _same_kind(given, items: list[np.ndarray]):
     "`items` stacked as a tensor or an array if `given` is one, else a list of tensors."
     if isinstance(given, Tensor): return torch.from_numpy(np.stack(items)) if items else torch.zeros((0, *given.shape[1:]))
@@ -74,7 +76,7 @@ def _no_masks(given):
     shape = (0, *given.shape[-2:]) if hasattr(given, "shape") else ()
     return torch.zeros(shape, dtype=torch.uint8) if isinstance(given, Tensor) else np.zeros(shape, np.uint8) if isinstance(given, np.ndarray) else []
 
-# %% ../../nbs/strategies/17_functions.ipynb #3049616a
+# %% ../../nbs/strategies/17_functions.ipynb #d0cc024d
 def generate_class_balanced_pseudo_labels(
     model: nn.Module, # binary: one logit, or two classes
     unlabeled_images: Tensor | np.ndarray | Sequence, # images (H, W) or (channels, H, W), as the model expects them

@@ -89,6 +89,7 @@ def register_strategy(
 ) -> Callable: # a decorator that leaves the class as it is
     "Decorator for a selector class, a frozen dataclass: registers the recipe that has it; `UserError` where it cannot be one."
     def keep(cls):
+        "Check the class, make its recipe, register it."
         _check_selector(cls)
         _check_namesake(cls)
         try: selector = cls()

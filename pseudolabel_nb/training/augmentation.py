@@ -127,6 +127,7 @@ def compose(
     for chance, step in steps:
         if not 0 <= chance <= 1: raise UserError(f"the probability of {getattr(step, '__name__', step)} is {chance}; expected a number from 0 (never) to 1 (always), such as 0.5")
     def view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        "Each step with its chance, in order."
         for chance, step in steps:
             if rng.random() < chance: image = step(image, rng)
         return image

@@ -74,6 +74,7 @@ def _student(task: Task, number: int, steps: int, pseudo: PseudoImages, teacher:
     "Train the round's student."
     recipe, last = task.recipe, [pseudo]
     def refreshed(network, step):
+        "Label anew, and keep the labels for the record."
         last[0] = relabel(task, number, network, step)
         return last[0]
     snapshots = recipe.teacher.members if recipe.teacher.source == "snapshots" and recipe.teacher.members > 1 else 0

@@ -23,7 +23,7 @@ from ..runs.run import Run, begin_run
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
 from . import pu_losses # noqa: F401 registers its losses
-from .losses import losses
+from .losses import losses, whole_batch_losses
 from .mixing import mixings
 from .settings import Settings
 
@@ -83,10 +83,14 @@ def _check_foreground(data: Data) -> None:
         if not any(np.isin(images.mask(i), (0, 255), invert=True).any() for i in range(len(images))):
             raise UserError(f"{what} masks: no foreground pixel in the {len(images)}, so F1 would be 0 whatever is predicted; expected some, so check how the masks are read, or give other {what} images")
 
-def _check_names(recipe: Recipe, settings: Settings) -> None:
-    "`UserError` for a loss or a mixing that is not registered."
+def _check(recipe: Recipe, settings: Settings, n_classes: int) -> None:
+    "`UserError` for what a recipe cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
     pick(mixings, recipe.student.mixing, "student.mixing")
     for what, name in (("loss", settings.loss), ("student.loss", recipe.student.loss or settings.loss), ("teacher.loss", recipe.teacher.loss or settings.loss)): pick(losses, name, what)
+    if recipe.teacher.source == "snapshots" and recipe.teacher.members > settings.evaluations:
+        raise UserError(f"teacher.members is {recipe.teacher.members} and evaluations {settings.evaluations}; expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
+    if n_classes > 2 and (named := {recipe.teacher.loss, recipe.student.loss} & whole_batch_losses):
+        raise UserError(f"{', '.join(sorted(named))}: learns from two classes, and the data have {n_classes}; merge the categories (multiclass=False), or choose another strategy")
 
 def _as_begun(out: Path, config: dict) -> dict:
     "`config`, without its fingerprint where training began before fingerprints were written."
@@ -105,7 +109,7 @@ def begin(
 ) -> Run:
     "A new run folder, or the same one to go on with; `UserError` where it holds something else, or was begun on other images."
     recipe, data = named_recipe(recipe) if isinstance(recipe, str) else recipe, with_test_set(data)
-    _check_names(recipe, settings)
+    _check(recipe, settings, data.train.n_classes)
     _check_foreground(data)
     config = dict(data=data.name, classes=list(data.classes), read=list(data.notes), labelled_ratio=labelled_ratio, seed=seed, recipe=to_dict(recipe), settings=to_dict(settings))
     split, device = split_ids(data, labelled_ratio, seed), resolve_device(device)
