@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 from uuid import uuid4
 
-from ..core import UserError, progress, read_json, to_dict, write_text
+from ..core import UserError, progress, read_json, stop_if_asked, to_dict, write_text
 from ..data.images import Data
 from .clusters import ask_worker, foreign_modules
 from .jobs import Common, Failure, Job, begin_job, shelf, work, write_failure
@@ -64,6 +64,7 @@ class _Course:
 
     def _round(self) -> None:
         "Hand over what can begin, and hear what has happened."
+        stop_if_asked()
         for job in [*self.waiting]:
             if (ready := self._ready(job)) is None: continue
             self.waiting.remove(job)
