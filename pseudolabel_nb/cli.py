@@ -6,13 +6,13 @@
 __all__ = ['run_command', 'train', 'sweep', 'report_parser', 'report', 'diagnose_parser', 'read_masks', 'diagnose']
 
 # %% ../nbs/90_cli.ipynb #8b71824d
-import argparse, re, sys
+import argparse, os, re, sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from .arguments import Help, Parser, add_common, data_names, load_plugin, open_data, recipes_of, settings_of, source_of, sweep_parser, train_parser
-from .core import UserError, hearing_interrupts
+from .core import UserError, hearing_interrupts, process_number
 
 # %% ../nbs/90_cli.ipynb #839576bd
 def run_command(
@@ -25,7 +25,7 @@ def run_command(
     try:
         arguments = parser.parse_args(argv)
         where = getattr(arguments, "output_dir", where)
-        with hearing_interrupts(): return command(arguments) or 0
+        with hearing_interrupts(), _one_voice(): return command(arguments) or 0
     except UserError as e: return _fail(e, f"error: {_as_flags(str(e))}", 2, argv)
     except OSError as e: return _fail(e, f"error: {e.filename or where}: {e.strerror or e}; make room, check the permissions or choose another folder, then give the same command again", 2, argv)
     except KeyboardInterrupt: return _fail(None, "stopped; the same command goes on where it was", 130, argv)
@@ -34,8 +34,12 @@ def run_command(
 def _fail(error: BaseException | None, line: str, code: int, argv: Sequence[str] | None) -> int:
     "Print the line, and with --debug the traceback."
     if error is not None and "--debug" in (sys.argv if argv is None else argv): raise error
-    print(" ".join(line.split()), file=sys.stderr)
+    if process_number() == 0 or isinstance(error, OSError): print(" ".join(line.split()), file=sys.stderr)
     return code
+
+def _one_voice(): # -> a context
+    "Of several processes of one run the first one speaks."
+    return redirect_stdout(open(os.devnull, "w")) if process_number() else nullcontext()
 
 def _as_flags(line: str) -> str:
     "What a notebook would write, as one types it here: on_invalid=\"skip\" is --on-invalid skip."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UserError', 'pick', 'registering', 'to_dict', 'from_dict', 'replace_fields', 'replacing', 'write_bytes', 'write_text',
            'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'random_stream', 'seed_torch', 'seed_shared',
-           'progress', 'hearing_interrupts', 'stop_if_asked']
+           'process_number', 'progress', 'hearing_interrupts', 'stop_if_asked']
 
 # %% ../nbs/00_core.ipynb #ae8b9cf4
 import json, os, signal, sys, tempfile, threading, zlib
@@ -271,6 +271,10 @@ def seed_shared(
     seed_torch(seed, *names)
 
 # %% ../nbs/00_core.ipynb #8574efaa
+def process_number() -> int:
+    "Which of the processes of one run this is (`RANK`, as launchers set it); 0 where there is one."
+    return int(os.environ.get("RANK", "0"))
+
 def progress(
     iterable: Iterable | None = None,
     total: int | None = None, # steps, if `iterable` has no length
@@ -280,7 +284,7 @@ def progress(
     "A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests, logs and worker processes nothing."
     from multiprocessing import parent_process
     from tqdm.auto import tqdm
-    silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
+    silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or process_number() > 0 or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=silent, leave=False, dynamic_ncols=True, **kwargs)
 
 # %% ../nbs/00_core.ipynb #72d2a63c

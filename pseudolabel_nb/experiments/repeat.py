@@ -16,6 +16,7 @@ from ..core import UserError, read_jsonl
 from ..data.fingerprint import fingerprints
 from ..data.images import Data
 from ..models.checkpoints import load_tensors
+from ..models.distributed import own_folder
 from ..runs.run import Run, begin_run, environment, open_run
 from ..training.rounds import finish, rounds
 from ..training.task import hardware, resolve_device, with_test_set
@@ -124,11 +125,11 @@ def repeat(
     if Path(out).resolve() == then.folder.resolve(): raise UserError(f"{out}: is the folder of the run itself; expected another one for its repetition, so choose another output folder")
     if gone := _missing(then, data): raise UserError(f"{then.folder} cannot be repeated on {data.name}: {'; '.join(gone)}; expected all images of its split.json, so open the data it was begun with")
     device = _device(then, device)
-    with _threads(then.environment.get("threads") if device == "cpu" else None):
+    with own_folder(out) as folder, _threads(then.environment.get("threads") if device == "cpu" else None):
         for line in differences(then, data, device): say(f"not as it was then: {line}")
         config = then.config | dict(fingerprint=fingerprints(data, then.split["labelled"]))
-        now = begin_run(out, config, then.split, device, source or then.source, **hardware(device))
+        now = begin_run(folder, config, then.split, device, source or then.source, **hardware(device))
         for record in rounds(now, data): say(f"{now.name}: {record}")
         finish(now, data)
-    say(_verdict(then, now, changed_outcome(then, now)))
+        say(_verdict(then, now, changed_outcome(then, now)))
     return now

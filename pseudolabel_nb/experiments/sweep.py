@@ -21,6 +21,7 @@ from ..data.images import Data
 from .clusters import ask_worker, foreign_modules
 from .jobs import Common, Failure, Job, begin_job, shelf, work, write_failure
 from .results import read_results, run_folder, write_tables
+from ..models.distributed import own_folder, processes
 from ..runs.run import Run, locked
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
@@ -196,19 +197,24 @@ def sweep(
     source: dict | None = None, # how the data were opened, plain JSON: written into the run folders
 ) -> Sweep:
     "Run every combination below `out/runs`, resuming what was begun; write results.csv and summary.csv after each run. A run that fails does not keep the others from ending; `UserError` where all have failed."
-    data, out, chosen = with_test_set(data), Path(out).absolute() if executor else Path(out), [named_recipe(r) if isinstance(r, str) else r for r in recipes]
+    data, chosen = with_test_set(data), [named_recipe(r) if isinstance(r, str) else r for r in recipes]
     _check_names(chosen)
     methods = [named_recipe("supervised")] + [r for r in chosen if r.name != "supervised"]
     _check(data, methods, ratios, seeds, settings, learning_rates)
     common = Common(data, device, source, foreign_modules(methods, settings))
-    if executor: ask_worker(executor, common.modules, methods, settings)
-    with locked(out), _signed(out, common, bool(executor)) as common:
-        course = _Course(common, out, _jobs(out, methods, ratios, seeds, settings, learning_rates), replace(settings, learning_rate=learning_rates[0]), executor, say)
+    if executor: _check_executor(executor, common, methods, settings)
+    with own_folder(Path(out).absolute() if executor else out) as folder, locked(folder), _signed(folder, common, bool(executor)) as common:
+        course = _Course(common, folder, _jobs(folder, methods, ratios, seeds, settings, learning_rates), replace(settings, learning_rate=learning_rates[0]), executor, say)
         course.go()
-        rmtree(out / "shared", ignore_errors=True)
+        rmtree(folder / "shared", ignore_errors=True)
     first = next(iter(course.failed.values()), None)
     if first and first.mendable and not course.text: raise UserError(first.error)
-    return Sweep(out, course.text, {name: failure.error for name, failure in sorted(course.failed.items())})
+    return Sweep(folder, course.text, {name: failure.error for name, failure in sorted(course.failed.items())})
+
+def _check_executor(executor: Executor, common: Common, methods: list[Recipe], settings: Settings) -> None:
+    "`UserError` where workers could not do the runs."
+    if processes() > 1: raise UserError(f"{processes()} processes were launched for each run, and workers for several runs are asked for, too; expected one of both, so leave --workers and --dask out, or do not use accelerate launch")
+    ask_worker(executor, common.modules, methods, settings)
 
 @contextmanager
 def _signed(out: Path, common: Common, elsewhere: bool) -> Iterator[Common]:

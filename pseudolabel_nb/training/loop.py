@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import UserError, append_jsonl, progress, random_stream, seed_shared, seed_torch, stop_if_asked
+from ..core import UserError, append_jsonl, process_number, progress, random_stream, seed_shared, seed_torch, stop_if_asked
 from ..data.loading import Batch, Windows, batch_at
 from ..models.checkpoints import load_network, load_tensors, restore_training, save_network, save_tensors, training_state
+from ..models.distributed import share_gradients
 from ..models.networks import Ema, build_network
 from ..strategies.parts import Student, Teacher
 from ..strategies.pseudo_images import UnlabelledImages
@@ -157,16 +158,21 @@ class Trainer:
         "One step of the optimiser, and of the averages after it. Raises `UserError` where the loss is not a number."
         phase = self.phase
         set_learning_rate(self.optimizer, learning_rate_at(self.step, phase.steps, self.settings.learning_rate, self.settings.warmup))
-        seed_torch(phase.seed, "step", phase.number, self.step) # for networks with dropout
+        seed_torch(phase.seed, "step", phase.number, self.step, *_own_stream()) # for networks with dropout
         loss, kept = step_loss(self.students.train(), self.averages[0].network, batch, self.lesson(), random_stream(phase.seed, "mixing", phase.number, self.step))
         if not (value := loss.item()) < math.inf: raise UserError(f"the loss is {value} at step {self.step} of round {phase.number}; expected a number, so lower --learning-rates (it is {self.settings.learning_rate:g}) and look at the images for extreme values")
         self.optimizer.zero_grad()
         loss.backward()
+        share_gradients(self.students)
         self.optimizer.step()
         for average, network in zip(self.averages, self.students): average.update(network, self.step)
         if kept: self.kept += torch.tensor(kept)
         self.step += 1
         return value
+
+def _own_stream() -> tuple[int, ...]:
+    "What tells the random numbers of this process from those of the first."
+    return (process_number(),) if process_number() else ()
 
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, # changed

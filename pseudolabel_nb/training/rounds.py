@@ -19,6 +19,7 @@ from ..diagnostics.class_ratio import class_ratio
 from ..measures.metrics import all_foreground_f1, foreground_ratio
 from ..measures.statistics import bootstrap_gain
 from ..models.checkpoints import load_network, load_tensors
+from ..models.distributed import own_folder
 from ..models.networks import build_network
 from ..runs.run import RoundRecord, Run, locked
 from ..strategies.parts import Recipe, Student
@@ -180,9 +181,10 @@ def run(
     **options, # to `begin`: labelled_ratio, seed, settings, device
 ) -> Run:
     "Begin a run or go on with it, train all its rounds, score it once."
-    begun = begin(data, recipe, out, **options)
-    for _ in rounds(begun, data): pass
-    finish(begun, data)
+    with own_folder(out) as folder:
+        begun = begin(data, recipe, folder, **options)
+        for _ in rounds(begun, data): pass
+        finish(begun, data)
     return begun
 
 # %% ../../nbs/training/10_rounds.ipynb #14a0c6fc

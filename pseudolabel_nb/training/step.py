@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core import pick
 from ..data.loading import Batch
+from ..models.distributed import forward
 from ..models.networks import feature_dropout, two_logits
 from ..strategies.parts import Rule, Student, apply
 from . import pu_losses # noqa: F401 registers its losses
@@ -66,7 +67,7 @@ def spoken(
 ) -> Tensor: # (n, C, H, W) probabilities
     "What a teacher says of some windows, in evaluation mode; its training flag comes back."
     training = network.training
-    probs = two_logits(network.eval()(images)).softmax(1)
+    probs = two_logits(forward(network.eval(), images)).softmax(1)
     network.train(training)
     return probs
 
@@ -103,11 +104,11 @@ def _supervised(logits: Tensor, labelled: Part, lesson: Lesson) -> Tensor:
 
 def _from_labels(network: nn.Module, batch: Batch, lesson: Lesson) -> Tensor:
     "The loss of a batch that has labelled windows alone: a weight a window is enough."
-    return pick(losses, lesson.loss, "loss")(network(batch.images), batch.masks, torch.ones(len(batch.images), device=batch.images.device), batch.is_pseudo, prior=lesson.prior, probs=None)
+    return pick(losses, lesson.loss, "loss")(forward(network, batch.images), batch.masks, torch.ones(len(batch.images), device=batch.images.device), batch.is_pseudo, prior=lesson.prior, probs=None)
 
 def _forward(network: nn.Module, parts: list[Part]) -> list[Tensor]:
     "Logits of each part, from one pass."
-    return list(network(torch.cat([p.images for p in parts])).split([len(p.images) for p in parts]))
+    return list(forward(network, torch.cat([p.images for p in parts])).split([len(p.images) for p in parts]))
 
 def pseudo_loss(
     logits: list[Tensor], # of the labelled part and of each view
@@ -134,7 +135,7 @@ def student_loss(
     "The loss of one student, whose targets are all known."
     if lesson.student.sampling == "pooled":
         whole = joined([labelled, *views])
-        return _supervised(network(whole.images), whole, lesson)
+        return _supervised(forward(network, whole.images), whole, lesson)
     logits = _forward(network, [labelled, *views])
     said = pseudo_loss(logits, labelled, views, lesson)
     if lesson.student.feature_dropout:

@@ -19,6 +19,7 @@ from ..data.fingerprint import fingerprints
 from ..data.images import Data, ImageSet, Item
 from ..data.splits import divide_by_group, labelled_ids
 from ..measures.prior import Prior, estimate_prior
+from ..models.distributed import joint_device, processes
 from ..runs.run import Run, begin_run
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
@@ -65,17 +66,24 @@ def resolve_device(
     name: str = "auto", # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> str:
     "The device that `name` means here; `UserError` where it is not there."
+    if given := joint_device(): return _launched(name, given)
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e: raise UserError(f"device {name!r} cannot be used ({str(e).splitlines()[0]}); expected one that torch finds here, so pass --device cpu or auto") from None
     return name
 
+def _launched(name: str, given: torch.device) -> str:
+    "The device of a process that was launched with others."
+    if name in ("auto", given.type): return str(given)
+    raise UserError(f"device {name!r} was asked for, but the launcher has given {given} to this process; pass --device auto, and choose the device by the launcher (accelerate launch --cpu)")
+
 def hardware(
     device: str, # "cpu", "cuda", "cuda:1", "mps"
 ) -> dict: # plain JSON
     "What the last digits of a sum depend on, beside the versions."
-    if device.startswith("cuda"): return dict(gpu=torch.cuda.get_device_name(device))
-    return dict(threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability())
+    together = dict(processes=processes()) if processes() > 1 else {}
+    if device.startswith("cuda"): return together | dict(gpu=torch.cuda.get_device_name(device))
+    return together | dict(threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability())
 
 def _check_foreground(data: Data) -> None:
     "`UserError` where F1 would be 0 whatever is predicted. It looks no further than the first image with foreground."
