@@ -17,7 +17,7 @@ from pseudolabel_nb.runs.run import locked
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--labeled-ratios", "0.5", "--strategy", "naive", "--steps", "12", "--crop", "64", "--n-iterations", "1", "--learning-rates", "0.003", "--device", "cpu")
 RESULTS = "strategy labeled_ratio seed n_labeled n_pseudo particle_ratio_real particle_ratio_pseudo precision recall f1 f1_supervised gain best_round seconds".split()
-SUMMARY = "strategy labeled_ratio n_seeds f1_mean f1_sd f1_supervised_mean gain_mean gain_sd gain_low gain_high gain_over_noise positives p_sign_flip p_t p_holm seeds_needed f1_all_foreground evidence".split()
+SUMMARY = "strategy labeled_ratio n_seeds f1_mean f1_sd f1_supervised_mean gain_mean gain_sd gain_low gain_high image_low image_high gain_over_noise positives p_sign_flip p_t p_holm seeds_needed f1_all_foreground evidence".split()
 FILE_EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 # ---- running a command

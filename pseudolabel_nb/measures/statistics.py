@@ -126,29 +126,31 @@ class Gain:
     def __str__(self): return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}], better with probability {self.probability:.2f}"
 
 def bootstrap_gain(
-    counts_a: np.ndarray, # (n_images, 3): tp, fp, fn of each image
-    counts_b: np.ndarray, # (n_images, 3), of the same images
+    counts_a: np.ndarray, # (n_images, 3): tp, fp, fn of each image; or (seeds, n_images, 3)
+    counts_b: np.ndarray, # as `counts_a`, of the same images
     groups: Sequence[str] | None = None, # one name an image: whole groups are drawn
     n: int = 2000, # draws
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Gain:
-    """Paired bootstrap of F1(b) − F1(a), counts pooled over images (Efron 1979).
+    """Paired bootstrap of F1(b) − F1(a), counts pooled over images (Efron 1979); of several seeds their mean, the same images drawn for all.
 
     One image or group alone shows no spread: low, high = −1, 1 and probability 0.5. Raises `UserError` unless both have the same images.
     """
     a, b = np.asarray(counts_a), np.asarray(counts_b)
-    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 3 or not len(a):
+    if a.shape != b.shape or a.ndim not in (2, 3) or a.shape[-1] != 3 or not a.size:
         raise UserError(f"counts: found shapes {a.shape} and {b.shape}; "
                         "expected the same (images, 3) for both with tp, fp, fn, at least one image, so score both on the same images")
-    units = sum_by_group(np.hstack([a, b]), groups)[1].astype(float)
+    images = np.moveaxis(np.concatenate([a, b], -1).reshape(-1, a.shape[-2], 6), 0, 1) # (n_images, seeds, 6)
+    units = sum_by_group(images.reshape(len(images), -1), groups)[1].astype(float)
     gain = _gain(units.sum(0))
     if len(units) == 1: return Gain(float(gain), -1.0, 1.0, 0.5)
     draws = _gain(resample_weights(len(units), n, random_stream(seed, "bootstrap")) @ units)
     return Gain(float(gain), *percentile_interval(draws, len(units), confidence), float((draws > 0).mean() + (draws == 0).mean() / 2))
 
 def _gain(
-    counts: np.ndarray, # (..., 6): tp, fp, fn of a, then of b
+    counts: np.ndarray, # (..., seeds * 6): of each seed tp, fp, fn of a, then of b
 ) -> np.ndarray: # (...)
-    "F1 of b minus F1 of a."
-    return f1(counts[..., 3:]) - f1(counts[..., :3])
+    "F1 of b minus F1 of a, averaged over the seeds."
+    each = counts.reshape(*counts.shape[:-1], -1, 6)
+    return (f1(each[..., 3:]) - f1(each[..., :3])).mean(-1)

@@ -78,7 +78,7 @@ class RunFacts:
     "What the small files of a run folder say, read once."
     run: Run
     name: str # of the folder; with folders above it where a name occurs twice
-    status: str # "finished", "failed", "running or interrupted" or "new"
+    status: str # "finished", "failed", "trained, not scored", "running or interrupted" or "new"
     config: dict # dotted name -> value
     rounds: list[dict] # the lines of rounds.jsonl
     result: dict # {} until it is finished

@@ -100,10 +100,12 @@ class Run:
 
     @property
     def status(self) -> str:
-        "'finished', 'failed', 'running or interrupted', or 'new'."
+        "'finished', 'failed', 'trained, not scored', 'running or interrupted', or 'new'."
         if self.result: return "finished"
         if self.error: return "failed"
-        return "running or interrupted" if read_jsonl(self.folder / "rounds.jsonl") else "new"
+        rounds = len(read_jsonl(self.folder / "rounds.jsonl"))
+        if not rounds: return "new"
+        return "trained, not scored" if rounds > self.config["recipe"]["rounds"] else "running or interrupted"
 
     def records(self) -> list[RoundRecord]:
         "One record a finished round, in order."

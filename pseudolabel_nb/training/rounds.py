@@ -168,6 +168,7 @@ def finish(
     (run.folder / "checkpoints" / "latest.safetensors").unlink(missing_ok=True)
     for member in (run.folder / "predictions").glob("round-*-member-*"): shutil.rmtree(member)
     write_json(run.folder / "test_counts.json", v.counts.tolist())
+    write_json(run.folder / "test_groups.json", list(test.groups))
     write_json(run.folder / "result.json", dict(
         f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=best.threshold, val_f1=best.f1, best_round=best.round,
         n_labelled=len(task.labelled), n_unlabelled=len(task.unlabelled), n_pseudo=last.n_pseudo, ratio_labelled=last.ratio_labelled, ratio_pseudo=last.ratio_pseudo, verdict=last.verdict,
