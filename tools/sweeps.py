@@ -1,9 +1,10 @@
-"""One sweep done five ways, timed, and compared: one process, two worker processes, two killed and resumed, Dask, Dask killed and resumed.
+"""One sweep done five ways and compared: one process, two worker processes, two killed and resumed, Dask, Dask killed and resumed. Then a smaller one, timed.
 
-    python tools/sweeps.py DATA_DIR --work FOLDER     about an hour for dsb2018
+    python tools/sweeps.py DATA_DIR --work FOLDER               about an hour for dsb2018
+    python tools/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 15 minutes, on a machine that does nothing else
 
-DATA_DIR holds the splits. A way that is done is not repeated, so an interrupted call is simply given again. Written to
-nbs/benchmarks/results/sweep/: ways.csv, and results.csv, summary.csv of the first way.
+DATA_DIR holds the splits. What is done is not repeated, so an interrupted call is simply given again. Written to nbs/benchmarks/results/sweep/:
+ways.csv, times.csv, and results.csv, summary.csv of the first way.
 """
 import argparse
 import csv
@@ -18,15 +19,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "nbs" / "benchmarks" / "results" / "sweep"
-SWEEP = "--labeled-ratios 0.05,0.10 --strategy limited,class_balanced,pu --seeds 0,1,2 --learning-rates 0.003 --steps 300 --threads 1".split()
-WAYS = dict(one=("1 process", False), two=("2 processes", False), two_killed=("2 processes", True), dask=("Dask, 2 workers", False), dask_killed=("Dask, 2 workers", True))
+WHOLE = "--labeled-ratios 0.05,0.10 --strategy limited,class_balanced,pu --seeds 0,1,2 --learning-rates 0.003 --steps 300 --threads 1".split()
+SMALL = "--labeled-ratios 0.10 --strategy limited,class_balanced,pu --seeds 0,1 --learning-rates 0.003 --steps 200 --threads 1".split()
+WAYS = dict(one="1 process", two="2 processes", two_killed="2 processes", dask="Dask, 2 workers", dask_killed="Dask, 2 workers")
 KILLED_AFTER = 6, 14 # finished runs
+REPEATS = 2
 
 
-def command(way: str, data: Path, out: Path, address: str) -> list[str]:
+def command(way: str, sweep: list[str], data: Path, out: Path, address: str) -> list[str]:
     "The sweep, done this way."
     who = ["--dask", address] if way.startswith("dask") else ["--workers", "1" if way == "one" else "2"]
-    return [sys.executable, "-c", "import sys; from pseudolabel_nb.cli import sweep; sys.exit(sweep())", "--data-dir", str(data), "--output-dir", str(out), *SWEEP, *who]
+    return [sys.executable, "-c", "import sys; from pseudolabel_nb.cli import sweep; sys.exit(sweep())", "--data-dir", str(data), "--output-dir", str(out), *sweep, *who]
 
 
 def finished(out: Path) -> int:
@@ -57,13 +60,13 @@ def cluster(way: str):
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as c: yield c.scheduler_address
 
 
-def do(way: str, data: Path, out: Path, killed: bool) -> tuple[float, int]: # seconds, times it was killed
-    "Do the sweep from the beginning."
+def do(way: str, sweep: list[str], data: Path, out: Path) -> tuple[float, int]: # seconds, times it was killed
+    "Do the sweep from the beginning. The cluster is there before the clock starts."
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with cluster(way) as address, open(out.with_suffix(".log"), "w") as log:
-        argv, began = command(way, data, out, address), time.perf_counter()
-        kills = sum(until(argv, out, log, runs) for runs in (*KILLED_AFTER * killed, None))
+        argv, began = command(way, sweep, data, out, address), time.perf_counter()
+        kills = sum(until(argv, out, log, runs) for runs in (*KILLED_AFTER * way.endswith("killed"), None))
         return time.perf_counter() - began, kills
 
 
@@ -72,27 +75,43 @@ def table(path: Path) -> list[dict]:
     with open(path, newline="") as f: return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
-def measure(way: str, data: Path, work: Path) -> None:
-    "Do the sweep this way and write what it took."
-    name, killed = WAYS[way]
-    seconds, kills = do(way, data, work / way, killed)
-    same = table(work / way / "results.csv") == table(work / "one" / "results.csv")
-    with open(work / f"{way}.csv", "w", newline="") as f:
-        csv.writer(f, lineterminator="\n").writerows([("way", "killed", "runs", "seconds", "same_results"), (name, kills, finished(work / way), round(seconds, 1), same)])
+def write(path: Path, rows: list[tuple]) -> None:
+    with open(path, "w", newline="") as f: csv.writer(f, lineterminator="\n").writerows(rows)
+
+
+def compare_ways(data: Path, work: Path) -> None:
+    "Do the whole sweep every way that is not done yet; write how the results compare."
+    rows = [("way", "killed", "runs", "same_results")]
+    for way, name in WAYS.items():
+        if not (work / f"{way}.kills").exists(): (work / f"{way}.kills").write_text(str(do(way, WHOLE, data, work / way)[1]))
+        same = table(work / way / "results.csv") == table(work / "one" / "results.csv")
+        rows.append((name, (work / f"{way}.kills").read_text(), finished(work / way), same))
+        print(*rows[-1])
+    write(RESULTS / "ways.csv", rows)
+    for name in ("results.csv", "summary.csv"): shutil.copyfile(work / "one" / name, RESULTS / name)
+
+
+def time_ways(data: Path, work: Path) -> None:
+    "Do the small sweep in turns with one process, two, and Dask; write the seconds."
+    rows = [("way", "repeat", "runs", "seconds")]
+    for repeat in range(REPEATS):
+        for way in ("one", "two", "dask"):
+            seconds, _ = do(way, SMALL, data, work / f"small-{way}")
+            rows.append((WAYS[way], repeat, finished(work / f"small-{way}"), round(seconds, 1)))
+            print(*rows[-1])
+    write(RESULTS / "times.csv", rows)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", type=Path)
     p.add_argument("--work", type=Path, default=Path("sweep-benchmark"), help="where the sweeps are done")
+    p.add_argument("--only", choices=("ways", "times"))
     a = p.parse_args()
-    for way in WAYS:
-        if not (a.work / f"{way}.csv").exists(): measure(way, a.data, a.work.absolute())
-        print(way, (a.work / f"{way}.csv").read_text().splitlines()[1])
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    lines = [(a.work / f"{way}.csv").read_text().splitlines() for way in WAYS]
-    (RESULTS / "ways.csv").write_text("\n".join([lines[0][0], *(body for _, body in lines)]) + "\n")
-    for name in ("results.csv", "summary.csv"): shutil.copyfile(a.work / "one" / name, RESULTS / name)
+    work = a.work.absolute()
+    for folder in (work, RESULTS): folder.mkdir(parents=True, exist_ok=True)
+    if a.only != "times": compare_ways(a.data, work)
+    if a.only != "ways": time_ways(a.data, work)
 
 
 if __name__ == "__main__": main()

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core import UserError
 from .results import summarise
-from ..measures.evidence import p_text, sentence
+from ..measures.evidence import p_text, seeds_text, sentence
 from ..measures.ranking import rank
 from ..measures.statistics import bootstrap_gain
 from ..runs.compare import Comparison, Group, RunFacts, compare, find_runs, flatten
@@ -135,7 +135,7 @@ def _headline_row(r: dict) -> dict:
     said = {"condition": r["condition"], "strategy": r["strategy"], "F1 %": f"{f1} ± {_points(r['f1_sd'], False)}" if "f1_sd" in r else f1, "seeds": f"{r['n_seeds']} ({r['positives']} up)" if "positives" in r else str(r["n_seeds"])}
     said |= {"gain": _points(r["gain_mean"]) if "gain_mean" in r else "", "95 % interval": f"[{_points(r['gain_low'])}, {_points(r['gain_high'])}]" if "gain_low" in r else "", "evidence": r["evidence"]}
     said |= {"p signs": p_text(r["p_sign_flip"]) if "p_sign_flip" in r else "", "p Holm": p_text(r["p_holm"]) if "p_holm" in r else ""}
-    return said | {"times seed noise": f"{r['gain_over_noise']:.1f}" if "gain_over_noise" in r else "", "more seeds": str(r["seeds_needed"] or "") if "seeds_needed" in r else ""}
+    return said | {"times seed noise": f"{r['gain_over_noise']:.1f}" if "gain_over_noise" in r else "", "more seeds": seeds_text(r.get("seeds_needed"))}
 
 def headline(
     pairs, # of `paired_runs`

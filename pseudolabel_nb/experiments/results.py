@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, write_text
-from ..measures.evidence import effect, p_text, weigh
+from ..measures.evidence import effect, p_text, seeds_text, weigh
 from ..measures.ranking import holm, text_table
 from ..measures.statistics import bootstrap_gain, paired_interval
 from ..runs.images import image_counts, image_groups
@@ -141,7 +141,7 @@ def _cells(
     r = {k: v for k, v in row.items() if not pd.isna(v)}
     seeds = f"{r['positives']:.0f} of {r['n_seeds']} up" if "positives" in r else str(r["n_seeds"])
     interval = f"[{_percent(r['gain_low'], True)}, {_percent(r['gain_high'], True)}]" if "gain_low" in r else ""
-    more = f" (+{r['seeds_needed']:.0f})" if "seeds_needed" in r and r["evidence"] == "not told from 0" else ""
+    more = f" (+{seeds_text(int(r['seeds_needed']))})" if "seeds_needed" in r and r["evidence"] == "not told from 0" else ""
     return (f"{r['labeled_ratio']:.0%}", r["strategy"], seeds, _percent(r["f1_mean"]), _percent(r.get("gain_mean"), True), interval,
             p_text(r["p_holm"]) if "p_holm" in r else "", r["evidence"] + more)
 
