@@ -194,7 +194,7 @@ def test_what_modules_import_is_required():
     imported = {(names | come_along).get(n, n) for n in imported - set(sys.stdlib_module_names) - {"pseudolabel_nb"}}
     text = re.search(r"^requirements =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1]
     required = {re.split(r"[ ~<>=;]", line.strip())[0] for line in text.splitlines() if line.strip()}
-    offered = {line.strip() for extra in ("dask", "report", "track") for line in re.search(rf"^{extra} =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1].splitlines()}
+    offered = {line.strip() for extra in ("accelerate", "dask", "report", "track", "zarr") for line in re.search(rf"^{extra} =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1].splitlines()}
     assert imported <= required | offered, f"imported but not in settings.ini: {imported - required - offered}"
     required -= {"ipywidgets"} # tqdm.auto draws its bars in notebooks with it
     assert required <= imported, f"in settings.ini but imported by no module: {required - imported}"

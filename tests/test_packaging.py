@@ -64,7 +64,7 @@ def test_the_metadata_say_what_settings_ini_says(built):
     assert about["License-Expression"] == "Apache-2.0"
     assert about["License-File"] == "LICENSE"
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"dask", "report", "track", "lab", "docs", "dev"}
+    assert set(about.get_all("Provides-Extra")) == {"accelerate", "dask", "report", "track", "zarr", "lab", "docs", "dev"}
     base = [r for r in about.get_all("Requires-Dist") if "extra ==" not in r]
     assert "torch" in base
     assert not {"jupyterlab", "nbdev", "sphinx"} & set(base)
@@ -85,6 +85,6 @@ def test_it_installs_where_there_is_nothing(empty_environment, tmp_path):
     assert "nbdev==" not in installed
 
 
-@pytest.mark.parametrize("command", ["pseudolabel-train", "pseudolabel-diagnose"])
+@pytest.mark.parametrize("command", ["pseudolabel-train", "pseudolabel-diagnose", "pseudolabel-predict"])
 def test_the_commands_answer(empty_environment, tmp_path, command):
     assert "usage" in run(empty_environment / command, "--help", **outside(tmp_path)).lower()

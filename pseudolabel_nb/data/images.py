@@ -27,6 +27,7 @@ class Item:
     read_image: Callable[[], np.ndarray] # -> (H, W) or (H, W, 3), the file's own dtype
     read_mask: Callable[[], np.ndarray] | None = None # -> uint8 (H, W): class ids, 255 = ignore; None: unlabelled
     group: str = "" # images of one group never cross splits; the id if empty
+    pixel: float = float("nan") # Å, where the file says so
 
     def __post_init__(self):
         if not self.group: object.__setattr__(self, "group", self.id)

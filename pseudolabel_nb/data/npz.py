@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_array_headers', 'load_array', 'npz_items']
 
-# %% ../../nbs/data/04_npz.ipynb #ce380798
+# %% ../../nbs/data/04_npz.ipynb #97252281
 import zipfile
 from collections.abc import Sequence
 from functools import partial
@@ -16,12 +16,14 @@ import numpy as np
 from ..core import UserError, pick
 from .images import Cache, Item
 from .masks import CONVENTIONS, apply_convention, decide_convention
+from .zarr_store import zarr_arrays, zarr_headers
 
-# %% ../../nbs/data/04_npz.ipynb #43913ee5
+# %% ../../nbs/data/04_npz.ipynb #77f69c61
 def read_array_headers(
-    path: Path, # .npz
+    path: Path, # .npz, or the folder of a Zarr store
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]: # name -> (shape, dtype)
     "Shapes and types of the arrays in a file, without decompressing them; raises `UserError` for objects and damaged files."
+    if path.is_dir(): return zarr_headers(path)
     try:
         with zipfile.ZipFile(path) as z: found = {n.removesuffix(".npy"): _header(z, n) for n in z.namelist()}
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as e:
@@ -42,7 +44,8 @@ def load_array(
     path: Path,
     name: str, # "images" or "masks"
 ) -> np.ndarray:
-    "One array of a file, kept in `cache`; raises `UserError` if it is damaged."
+    "One array of a file, kept in `cache`, or of a Zarr store, which is read as it is indexed; raises `UserError` if it is damaged."
+    if path.is_dir(): return zarr_arrays(path)[name]
     return cache.get((str(path), name), partial(_load, path, name))
 
 def _load(path: Path, name: str) -> np.ndarray:
@@ -51,7 +54,7 @@ def _load(path: Path, name: str) -> np.ndarray:
     except Exception as e: # zlib.error, BadZipFile, ValueError …
         raise UserError(f"{path}: {name} cannot be decompressed ({' '.join(str(e).split())[:100]}); the file is truncated or damaged, so write it again") from None
 
-# %% ../../nbs/data/04_npz.ipynb #280d0fd5
+# %% ../../nbs/data/04_npz.ipynb #69580d66
 def npz_items(
     splits: dict[str, Sequence[Path]], # files of each split
     mask_values: str = "auto", # or a mask convention
@@ -91,7 +94,7 @@ def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int]:
 
 def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> tuple[str, int, str]:
     "Convention, number of classes, note: from the values of all masks, which are decompressed once for it."
-    seen = {v for f in shapes for v in np.unique(load_array(cache, f, "masks")).tolist()}
+    seen = {v for f in shapes for v in np.unique(np.asarray(load_array(cache, f, "masks"))).tolist()}
     ids = {255 if v == -1 else v for v in seen}
     if multiclass: return "classes", max([2, *(int(v) + 1 for v in ids if v != 255)]), "masks: values read as class ids, -1 and 255 = ignore"
     name = mask_values if mask_values != "auto" else "0/1/255" if -1 in seen and ids <= {0, 1, 255} else decide_convention(ids)
@@ -101,7 +104,7 @@ def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> t
     pick(CONVENTIONS, name, "mask convention")
     return name, 2, f"masks: read as {name}" + (", -1 = ignore" if -1 in seen else "")
 
-def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return load_array(cache, path, "images")[k].copy()
+def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return np.array(load_array(cache, path, "images")[k])
 
 def _mask(cache: Cache, path: Path, k: int, shape: tuple[int, int], convention: str, n_classes: int) -> np.ndarray:
     raw = load_array(cache, path, "masks")[k].reshape(shape)

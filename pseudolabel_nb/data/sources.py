@@ -7,7 +7,7 @@ __all__ = ['SPLIT_NAMES', 'READERS', 'Part', 'split_of', 'find_parts', 'mask_ite
            'csv_groups', 'open_images', 'open_unlabelled', 'Cache', 'Data', 'HiddenLabels', 'ImageSet', 'Item',
            'from_arrays']
 
-# %% ../../nbs/data/05_sources.ipynb #167ea7d7
+# %% ../../nbs/data/05_sources.ipynb #513d51f4
 import csv, re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ import numpy as np
 
 from ..core import UserError, pick, progress
 from .coco import category_names, class_table, coco_items, read_document, tally_note
-from .files import image_files, read_header, read_pixels
+from .files import Header, image_files, is_mrc, read_header, read_pixels
 from .images import Cache, Data, HiddenLabels, ImageSet, Item, from_arrays
 from .masks import BOX_SHAPES, CONVENTIONS, apply_convention, decide_convention, one_channel
 from .npz import npz_items
 
-# %% ../../nbs/data/05_sources.ipynb #48c8e68f
+# %% ../../nbs/data/05_sources.ipynb #8771f71b
 _all_ = ["Cache", "Data", "HiddenLabels", "ImageSet", "Item", "from_arrays"]
 
-# %% ../../nbs/data/05_sources.ipynb #118deb57
+# %% ../../nbs/data/05_sources.ipynb #df77df45
 SPLIT_NAMES = dict(train="train", training="train", val="val", valid="val", validation="val", test="test", testing="test",
                    unlabelled="unlabelled", unlabeled="unlabelled")
 
@@ -50,8 +50,12 @@ def _one(folder: Path) -> Part | None:
     for images, masks in ((i, m) for i in ("images", "imgs") for m in ("masks", "labels")):
         if (folder / images).is_dir() and (folder / masks).is_dir(): return Part("masks", (folder / masks,), (folder / images,))
     if any(folder.glob("*_mask.*")): return Part("masks", (folder,), (folder,))
-    npz = tuple(sorted(folder.glob("*.npz")))
+    npz = _batches(folder)
     return Part("npz", npz) if npz else None
+
+def _batches(folder: Path) -> tuple[Path, ...]:
+    "NPZ files and Zarr stores in a folder."
+    return tuple(sorted([*folder.glob("*.npz"), *folder.glob("*.zarr")]))
 
 def _first(folder: Path, *patterns: str) -> Path | None:
     for p in patterns:
@@ -71,7 +75,7 @@ def _splits(root: Path) -> Iterator[tuple[str, Part]]:
         elif split_of(d.name) == "unlabelled": yield "unlabelled", Part("images", (), (d,))
     for d in sorted(d for d in root.glob("images/*") if d.is_dir() and split_of(d.name)):
         if (masks := root / "masks" / d.name).is_dir(): yield split_of(d.name), Part("masks", (masks,), (d,))
-    for f in sorted(root.glob("*.npz")):
+    for f in _batches(root):
         if s := split_of(f.stem): yield s, Part("npz", (f,))
 
 def find_parts(
@@ -80,7 +84,7 @@ def find_parts(
 ) -> dict[str, Part]:
     "Where the splits are; raises `UserError` if nothing is recognised, or a split is there twice."
     if not path.exists(): raise UserError(f"{path}: no such file or folder; expected a data set there, so check the path")
-    if path.is_file(): return {split or "train": _file(path)}
+    if path.is_file() or path.suffix == ".zarr": return {split or "train": _file(path)}
     found: dict[str, Part] = {}
     for s, part in _splits(path):
         if s in found: raise UserError(f"{path}: split {s} is there twice ({_where(found[s])} and {_where(part)}); expected it once, so move one away or open it by its own path")
@@ -91,7 +95,7 @@ def find_parts(
     return {split: found[split]} if split else {s: found[s] for s in dict.fromkeys(SPLIT_NAMES.values()) if s in found}
 
 def _file(path: Path) -> Part:
-    if path.suffix == ".npz": return Part("npz", (path,))
+    if path.suffix in (".npz", ".zarr"): return Part("npz", (path,))
     if path.suffix != ".json": raise UserError(f"{path}: a file of type {path.suffix or 'unknown'}; expected a folder, a COCO .json or an .npz, so pass the folder that holds it")
     above, names = path.parent.parent, [path.stem.split("_", 1)[-1], re.sub(r"[_-]?\d{4}$", "", path.stem.split("_", 1)[-1])]
     return Part("coco", (path,), (path.parent, path.parent / "images", *(b / n for n in names for b in (above / "images", above)), above / "images"))
@@ -104,28 +108,34 @@ def _nothing(path: Path) -> str:
     return (f"{path}: no data set recognised; found {found}; looked for train/_annotations.coco.json, annotations/instances_train.json with images/train/ or train/, "
             "images/ + masks/, a.png + a_mask.png, and *.npz with images and masks, here and in train/, val/, test/; arrange the files so, or use from_arrays")
 
-# %% ../../nbs/data/05_sources.ipynb #2eeb2997
+# %% ../../nbs/data/05_sources.ipynb #1cabccce
 def mask_items(
     part: Part,
     on_invalid: str = "raise", # or "skip": leave images without a mask, and masks without an image, out
-) -> tuple[list[tuple[str, tuple[int, int], Path, Path]], int, int]: # (id, shape, image, mask) of each, channels, left out
+) -> tuple[list[tuple[str, Header, Path, Path, int]], int, int]: # (id, header, image, mask, place in a stack) of each, channels, left out
     "Pairs of image and mask; raises `UserError` for one without the other, two with one name, or different sizes."
     images, masks = _keyed(part.folders[0], False), _keyed(part.files[0], True)
     alone = sorted(set(images) ^ set(masks))
-    if not images: raise UserError(f"{part.folders[0]}: no PNG, JPG or TIFF images; expected at least one, so check the folder")
+    if not images: raise UserError(f"{part.folders[0]}: no PNG, JPG, TIFF or MRC images; expected at least one, so check the folder")
     if alone and on_invalid != "skip":
         p, other = (images[alone[0]], "mask") if alone[0] in images else (masks[alone[0]], "image")
         raise UserError(f"{p}: no {other} of that name (and {len(alone) - 1:,} more such files); expected every image with its mask, so add it, move unlabelled images to a folder "
                         'unlabelled/, or pass on_invalid="skip" to leave them out')
     pairs, channels = [], 1
     for key in progress(sorted(set(images) & set(masks)), desc=f"headers in {part.folders[0].name}"):
-        header, other = read_header(images[key]), read_header(masks[key])
+        header, other = read_header(images[key], stack=True), read_header(masks[key], stack=True)
         if header.shape != other.shape:
             raise UserError(f"{masks[key]}: mask of {other.shape[0]} × {other.shape[1]} px, its image has {header.shape[0]} × {header.shape[1]}; expected the same size, so export the mask again (do not stretch it)")
-        pairs.append((images[key].relative_to(part.folders[0]).as_posix(), header.shape, images[key], masks[key]))
+        if header.images != other.images: raise UserError(f"{masks[key]}: {other.images} masks, {images[key].name} has {header.images} images; expected as many, so export a mask for each")
+        pairs += [(id, header, images[key], masks[key], k) for id, k in _places(images[key], part.folders[0], header)]
         channels = max(channels, header.channels)
     if not pairs: raise UserError(f"{part.folders[0]}: no image has a mask of its name in {part.files[0]}; expected a.png with a.png or a_mask.png, so rename the masks")
     return pairs, channels, len(alone)
+
+def _places(path: Path, folder: Path, header: Header) -> list[tuple[str, int]]:
+    "Id and place of each image in a file."
+    name, digits = path.relative_to(folder).as_posix(), len(str(header.images - 1))
+    return [(name, 0)] if header.images == 1 else [(f"{name}/{k:0{digits}}", k) for k in range(header.images)]
 
 def _keyed(folder: Path, masks: bool) -> dict[str, Path]:
     "Files by their name without suffix and `_mask`; beside each other, only masks carry `_mask`."
@@ -138,7 +148,7 @@ def _keyed(folder: Path, masks: bool) -> dict[str, Path]:
         found[key] = p
     return found
 
-# %% ../../nbs/data/05_sources.ipynb #4c9dc8da
+# %% ../../nbs/data/05_sources.ipynb #ec72e463
 def decide(
     masks: Sequence[Path], # of all splits
     mask_values: str = "auto", # or a name in `CONVENTIONS`
@@ -172,6 +182,7 @@ def _decide_classes(masks: Sequence[Path]) -> tuple[str, int, str]:
 def _is_jpg(path: Path) -> bool: return path.suffix.lower() in (".jpg", ".jpeg")
 
 def _values(path: Path) -> set:
+    if is_mrc(path): return set().union(*(np.unique(_unsigned(read_pixels(path, indices=True, image=k))).tolist() for k in range(read_header(path, stack=True).images)))
     raw = one_channel(read_pixels(path, indices=True), str(path))
     if not _is_jpg(path): return set(np.unique(raw).tolist())
     if 0 < raw.max() <= 127: raise UserError(f"{path}: JPG mask whose brightest value is {raw.max()}; expected 0 and 255, so save masks as PNG, or pass mask_values=\"threshold\"")
@@ -181,12 +192,16 @@ def _some(values: set) -> str:
     v = [f"{x:g}" for x in sorted(values)]
     return ", ".join(v if len(v) < 7 else [*v[:4], "…", v[-1]])
 
-def read_mask(path: Path, convention: str, n_classes: int) -> np.ndarray: # uint8 (H, W)
-    "One mask file as target."
-    raw = read_pixels(path, indices=True)
+def _unsigned(raw: np.ndarray) -> np.ndarray:
+    "MRC's bytes have a sign: 255 was written, -1 is read."
+    return raw.view(np.uint8) if raw.dtype == np.int8 else raw
+
+def read_mask(path: Path, convention: str, n_classes: int, image: int = 0) -> np.ndarray: # uint8 (H, W)
+    "One mask file, or one image of a stack of masks, as target."
+    raw = _unsigned(read_pixels(path, indices=True, image=image))
     return apply_convention(raw, "threshold" if _is_jpg(path) and convention != "nonzero" else convention, str(path), n_classes)
 
-# %% ../../nbs/data/05_sources.ipynb #778bff77
+# %% ../../nbs/data/05_sources.ipynb #96cc56bf
 def regex_groups(
     ids: Sequence[str],
     pattern: str, # regular expression, searched in each id
@@ -209,7 +224,7 @@ def csv_groups(
     if lost := [id for id, g in zip(ids, found) if not g]: raise UserError(f"{path}: no group for image {lost[0]} (and {len(lost) - 1:,} more); expected a line for each image, so add it")
     return found
 
-# %% ../../nbs/data/05_sources.ipynb #090c2b8b
+# %% ../../nbs/data/05_sources.ipynb #e7ee9ed8
 def open_images(
     path: str | Path, # a root with splits, or a folder or file that is one split
     *,
@@ -235,7 +250,12 @@ def open_images(
     sets, classes, notes = _read_parts(parts, multiclass, mask_values, options)
     channels = max(c for _, c in sets.values())
     made = {s: ImageSet(_grouped(items, group_regex, table), channels, len(classes), cache, s) for s, (items, _) in sets.items()}
-    return Data(path.resolve().name, **made, notes=(*notes, *_left_out(path, parts, split)), classes=classes)
+    return Data(path.resolve().name, **made, notes=(*notes, *_pixel_note(made.values()), *_left_out(path, parts, split)), classes=classes)
+
+def _pixel_note(sets) -> list[str]:
+    "The pixel size that MRC headers give, or their range."
+    found = sorted({i.pixel for s in sets for i in s.items if i.pixel == i.pixel})
+    return [f"pixel size {' to '.join(f'{v:g}' for v in dict.fromkeys((found[0], found[-1])))} Å"] if found else []
 
 def _left_out(path: Path, parts: dict[str, Part], split: str | None) -> list[str]:
     "A note for each folder that has a split's name, and images, but nothing that labels them."
@@ -258,7 +278,7 @@ def _grouped(items: Sequence[Item], pattern: str | None, table: Path | None) -> 
     found = regex_groups(ids, pattern) if pattern else csv_groups(ids, table) if table else [i.group for i in items]
     return [replace(i, group=g) for i, g in zip(items, found)]
 
-# %% ../../nbs/data/05_sources.ipynb #5366aebe
+# %% ../../nbs/data/05_sources.ipynb #5c3b6a4a
 def _read_coco(parts: dict[str, Part], multiclass: bool, mask_values: str, options: dict):
     documents = {s: read_document(p.files[0]) for s, p in parts.items()}
     names = category_names(list(documents.values()))
@@ -274,8 +294,8 @@ def _read_coco(parts: dict[str, Part], multiclass: bool, mask_values: str, optio
 
 def _read_masks(parts: dict[str, Part], multiclass: bool, mask_values: str, options: dict):
     pairs = {s: mask_items(p, options["on_invalid"]) for s, p in parts.items()}
-    convention, n, note = decide([m for found, _, _ in pairs.values() for *_, m in found], mask_values, multiclass)
-    sets = {s: ([Item(id, shape, partial(read_pixels, i), partial(read_mask, m, convention, n)) for id, shape, i, m in found], channels)
+    convention, n, note = decide(list(dict.fromkeys(m for found, _, _ in pairs.values() for *_, m, _ in found)), mask_values, multiclass)
+    sets = {s: ([_item(id, h, i, k, partial(read_mask, m, convention, n, **_at(k))) for id, h, i, m, k in found], channels)
             for s, (found, channels, _) in pairs.items()}
     return sets, _class_names(n), [note, *(f"{s}: {out:,} files without their image or mask left out" for s, (_, _, out) in pairs.items() if out)]
 
@@ -289,9 +309,17 @@ def _bare(folder: Path) -> tuple[list[Item], int]:
     "Images without masks."
     folder = folder / "images" if (folder / "images").is_dir() else folder
     files = [f for f in image_files(folder) if not f.stem.endswith("_mask")]
-    if not files: raise UserError(f"{folder}: no PNG, JPG or TIFF images; expected at least one, so check the folder")
-    headers = [read_header(f) for f in progress(files, desc=f"headers in {folder.name}")]
-    return [Item(f.relative_to(folder).as_posix(), h.shape, partial(read_pixels, f)) for f, h in zip(files, headers)], max(h.channels for h in headers)
+    if not files: raise UserError(f"{folder}: no PNG, JPG, TIFF or MRC images; expected at least one, so check the folder")
+    headers = [read_header(f, stack=True) for f in progress(files, desc=f"headers in {folder.name}")]
+    return [_item(id, h, f, k) for f, h in zip(files, headers) for id, k in _places(f, folder, h)], max(h.channels for h in headers)
+
+def _item(id: str, header: Header, path: Path, place: int, read_mask=None) -> Item:
+    "An image of a file, as an item."
+    return Item(id, header.shape, partial(read_pixels, path, **_at(place)), read_mask, pixel=header.pixel)
+
+def _at(place: int) -> dict:
+    "Which image of a stack; nothing for the first."
+    return {"image": place} if place else {}
 
 READERS = dict(coco=_read_coco, masks=_read_masks, npz=_read_npz)
 
@@ -303,7 +331,7 @@ def open_unlabelled(
     "Bare images, whatever else lies beside them; raises `UserError` if there are none."
     path = Path(path)
     if not path.exists(): raise UserError(f"{path}: no such file or folder; expected a folder of images, so check the path")
-    npz = [path] if path.suffix == ".npz" else sorted(path.glob("*.npz"))
+    npz = [path] if path.suffix in (".npz", ".zarr") else list(_batches(path))
     if path.is_file() and not npz: raise UserError(f"{path}: a file; expected a folder of images, so pass the folder that holds it")
     cache = Cache(cache_bytes)
     items, channels = npz_items({"unlabelled": npz}, labelled=False, cache=cache)[0]["unlabelled"] if npz else _bare(path)

@@ -6,7 +6,7 @@
 __all__ = ['PIXEL', 'RADIUS', 'MARGIN', 'SHAPES', 'DISTRACTORS', 'WAVELENGTH', 'ABERRATION', 'AMPLITUDE', 'ICE_NOISE',
            'SHOT_NOISE', 'UNEVEN', 'project', 'random_rotation', 'particle', 'clump', 'fibre', 'gold', 'bubble',
            'crystal', 'Series', 'random_series', 'Specimen', 'specimen', 'transfer', 'background', 'expose',
-           'micrograph', 'Recording', 'micrographs']
+           'micrograph', 'Recording', 'true_picks', 'micrographs']
 
 # %% ../../nbs/data/07_synthetic.ipynb #b74d3130
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from math import asin, pi
 import numpy as np
 
 from ..core import UserError, random_stream
+from .coordinates import Picks
 from .images import Data, ImageSet, Item
 
 # %% ../../nbs/data/07_synthetic.ipynb #5da3ca6c
@@ -136,10 +137,11 @@ def random_series(
 # %% ../../nbs/data/07_synthetic.ipynb #19c26883
 @dataclass(frozen=True)
 class Specimen:
-    "What lies under the beam; three arrays of one size, margin included."
+    "What lies under the beam; three arrays of one size, margin included, and where the particles are."
     density: np.ndarray # float32, in units of a particle's thickness
     mask: np.ndarray # uint8: 1 on particles
     clutter: np.ndarray # bool: True on distractors
+    particles: np.ndarray # float32 (k, 3): x and y in the picture without margin, diameter of a disc as large as the outline, px
 
 def _place(
     rng: np.random.Generator,
@@ -148,16 +150,16 @@ def _place(
     patch: np.ndarray, # (s, s)
     outline: np.ndarray, # bool (s, s)
     tries: int = 8, # random places before giving up
-) -> int:
-    "Add `patch` where there is room; how many pixels `outline` took, 0 if no room was found."
+) -> tuple[int, int] | None: # y, x
+    "Add `patch` where there is room; its place, None if no room was found."
     half = len(patch) // 2
     for y, x in rng.integers(MARGIN - 6, len(taken) - MARGIN + 6, (tries, 2)):
         at = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
         if not taken[at][outline].any():
             density[at] += patch
             taken[at] |= outline
-            return int(outline.sum())
-    return 0
+            return int(y), int(x)
+    return None
 
 def specimen(
     rng: np.random.Generator,
@@ -170,12 +172,15 @@ def specimen(
     for kind in rng.choice(len(kinds), rng.poisson(series.distractors * room / 128**2), p=series.kinds):
         patch, outline = kinds[kind](rng, rng.uniform(*RADIUS))
         _place(rng, density, taken, series.contrast * patch, outline)
-    clutter, left = taken.copy(), series.coverage * rng.uniform(0.4, 1.6) * room
+    clutter, left, placed = taken.copy(), series.coverage * rng.uniform(0.4, 1.6) * room, []
     for shape in rng.choice(len(shapes), room // 50, p=series.shapes):
         patch, outline = particle(rng, shapes[shape], rng.uniform(*RADIUS))
-        if outline.sum() / 2 > left: break
-        left -= _place(rng, density, taken, series.contrast * rng.uniform(0.75, 1.25) * patch, outline)
-    return Specimen(density, (taken & ~clutter).astype(np.uint8), clutter)
+        area = int(outline.sum())
+        if area / 2 > left: break
+        if at := _place(rng, density, taken, series.contrast * rng.uniform(0.75, 1.25) * patch, outline):
+            left -= area
+            placed.append((at[1] - MARGIN, at[0] - MARGIN, 2 * (area / pi) ** 0.5))
+    return Specimen(density, (taken & ~clutter).astype(np.uint8), clutter, np.array(placed, np.float32).reshape(-1, 3))
 
 # %% ../../nbs/data/07_synthetic.ipynb #d3a8824b
 WAVELENGTH = 0.0197 # Å, electrons of 300 kV
@@ -257,6 +262,18 @@ def _recorded(recording: Recording, i: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _image(recording: Recording, i: int) -> np.ndarray: return _recorded(recording, i)[0]
 def _mask(recording: Recording, i: int) -> np.ndarray: return _recorded(recording, i)[1]
+
+def true_picks(
+    images: ImageSet, # of `micrographs`
+    i: int,
+) -> Picks: # those whose centre lies in the picture
+    "Where the particles of a built-in micrograph are, to half a pixel; raises `UserError` for other images."
+    made, read = images.items[i], getattr(images.items[i].read_image, "args", ())
+    if not read or not isinstance(read[0], Recording): raise UserError(f"{made.id}: is no built-in micrograph, so its particles are not known; expected images of micrographs(), so read coordinates for others")
+    recording, number = read
+    found = specimen(random_stream(recording.seed, "micrograph", recording.split, number), recording.series(number), recording.size).particles.astype(float)
+    inside = ((found[:, :2] > -0.5) & (found[:, :2] < recording.size - 0.5)).all(1)
+    return Picks(found[inside, :2], found[inside, 2], image=made.id, size=made.shape)
 
 def _split(recording: Recording, n: int) -> ImageSet:
     "The first `n` micrographs of a recording."

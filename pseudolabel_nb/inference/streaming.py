@@ -97,8 +97,8 @@ def evaluating(
 
 def _batches(images, todo: range, batch_size: int, tile: int) -> Iterator[list[int]]:
     "Consecutive indices of one shape, at most `batch_size` together; images that need tiles one by one."
-    for shape, same in groupby(todo, key=images.shape):
-        same, n = list(same), 1 if max(shape) > tile else batch_size
+    for shape, group in groupby(todo, key=images.shape):
+        same, n = list(group), 1 if max(shape) > tile else batch_size
         yield from (same[k:k + n] for k in range(0, len(same), n))
 
 def stream_predictions(
