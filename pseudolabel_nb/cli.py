@@ -219,12 +219,12 @@ def predict_parser() -> Parser:
     p.add_argument("images", metavar="IMAGES", help="folder of images (PNG, JPG, TIFF, MRC); STAR and .cs files name it as it is typed here")
     p.add_argument("--out", dest="output_dir", metavar="OUT", default="picks", help="folder to write into")
     p.add_argument("--format", dest="formats", default="star", help="some of star, box, cbox, csv, cs (coordinates), coco (pseudo-labels with outlines), mask (PNG), mrc (probabilities), commas between")
-    p.add_argument("--diameter", type=float, help="of a particle, px of the images; if not given, estimated from what is predicted")
+    p.add_argument("--diameter", type=float, help="of a particle, px of the images; if not given, the --diameter of training, or estimated from what is predicted")
     p.add_argument("--threshold", type=float, help="particle where the probability is at least this; if not given, the run's, which was chosen on validation")
     p.add_argument("--box-size", type=float, help="side of the boxes in box and cbox, px of the images; if not given, each particle's own diameter")
-    p.add_argument("--pixel-size", type=float, help="of the images, in Å, where the files do not say or say it wrong")
+    p.add_argument("--pixel", "--pixel-size", type=float, help="Å of the images, where their files do not say or say it wrong")
     p.add_argument("--working-pixel", type=float, help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
-    p.add_argument("--working-size", type=int, help="instead: reduce the images to so many px on their longest side")
+    p.add_argument("--longest", "--working-size", type=int, help="instead: reduce the images to so many px on their longest side")
     p.add_argument("--tile", type=int, help="larger images are predicted in overlapping tiles of this side, px; if not given, as in training")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--threads", type=int, help="CPU threads (left to torch if not given)")
@@ -238,8 +238,8 @@ def _working(a: argparse.Namespace, run): # -> Preparation or None
 
     from pseudolabel_nb.data.preparation import Preparation
     from pseudolabel_nb.experiments.picking import run_preparation
-    if a.working_pixel is None and a.working_size is None: return None
-    return replace(run_preparation(run) or Preparation(), pixel=a.working_pixel, longest=a.working_size)
+    if a.working_pixel is None and a.longest is None: return None
+    return replace(run_preparation(run) or Preparation(), pixel=a.working_pixel, longest=a.longest)
 
 def _predict(a: argparse.Namespace) -> None:
     "The command pseudolabel-predict, after parsing."
@@ -251,8 +251,9 @@ def _predict(a: argparse.Namespace) -> None:
     if a.threads: torch.set_num_threads(a.threads)
     run, images = open_run(a.run), open_unlabelled(a.images, cache_bytes=0)
     formats = [f.strip() for f in a.formats.split(",") if f.strip()]
-    picks = pick_images(run, images, a.output_dir, formats, threshold=a.threshold, diameter=a.diameter, tile=a.tile, device=a.device,
-                        preparation=_working(a, run), pixel=a.pixel_size, box=a.box_size, names=Path(a.images).as_posix())
+    diameter = (run.source or {}).get("diameter") if a.diameter is None else a.diameter
+    picks = pick_images(run, images, a.output_dir, formats, threshold=a.threshold, diameter=diameter, tile=a.tile, device=a.device,
+                        preparation=_working(a, run), pixel=a.pixel, box=a.box_size, names=Path(a.images).as_posix())
     _say(picking_summary(picks, a.output_dir))
 
 def predict(argv: Sequence[str] | None = None) -> int: # the exit code

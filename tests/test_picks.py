@@ -404,6 +404,26 @@ def test_reduced_images_are_picked_in_their_own_pixels(run, folder, tmp_path):
     rows = pd.read_csv(tmp_path / "out/picks.csv")
     assert len(rows) and rows[["x", "y"]].to_numpy().max() > 64
 
+def test_from_mrc_and_star_to_star_and_back(tmp_path, monkeypatch, capsys):
+    import mrcfile
+    images = micrographs(n_train=8, size=128, coverage=0.1, noise=0.3).train
+    (tmp_path / "Micrographs").mkdir()
+    for i, id in enumerate(images.ids):
+        with mrcfile.new(tmp_path / f"Micrographs/{id}.mrc") as f:
+            f.set_data(images.image(i)[0])
+            f.voxel_size = 8.0
+    truth = {f"{id}.mrc": true_picks(images, i) for i, id in enumerate(images.ids)}
+    write_coordinates([Picks(p.centres, image=f"Micrographs/{n}", size=p.size) for n, p in truth.items()], tmp_path / "truth.star", pixel=8.0)
+    monkeypatch.chdir(tmp_path)
+    quick = ("--labeled-ratios", "1.0", "--strategy", "supervised", "--steps", "150", "--crop", "64", "--learning-rates", "0.01", "--device", "cpu", "--setting", "network_options={\"widths\": [8, 16]}")
+    assert cli.train(["--data-dir", "Micrographs", "--picks", "truth.star", "--picks-y", "down", "--diameter", "15", "--longest", "96", "--output-dir", "out", *quick]) == 0
+    assert cli.predict(["out/runs/supervised-r1-s0", "Micrographs", "--device", "cpu", "--format", "star,mask"]) == 0
+    assert "diameter 15.0 px," in capsys.readouterr().out.splitlines()[-1]
+    found = read_coordinates("picks/particles.star", pnb.open_unlabelled("Micrographs"))
+    assert {p.size for p in found.values()} == {(128, 128)} and np.array(Image.open("picks/mask/train_0000.png")).shape == (128, 128)
+    assert "_rlnMicrographPixelSize #4" in Path("picks/particles.star").read_text() and "Micrographs/train_0000.mrc" in Path("picks/autopick.star").read_text()
+    assert particle_scores(match_picks(found.get(n, np.zeros((0, 2))), p, 15.0) for n, p in truth.items()).recall > 0.4
+
 def one_line(capsys, argv) -> str:
     assert cli.predict([str(a) for a in argv]) == 2
     said = capsys.readouterr().err
