@@ -105,7 +105,7 @@ class Run:
         if self.error: return "failed"
         rounds = len(read_jsonl(self.folder / "rounds.jsonl"))
         if not rounds: return "new"
-        return "trained, not scored" if rounds > self.config["recipe"]["rounds"] else "running or interrupted"
+        return "trained, not scored" if rounds > self.config["recipe"].get("rounds", rounds) else "running or interrupted"
 
     def records(self) -> list[RoundRecord]:
         "One record a finished round, in order."
