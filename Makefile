@@ -10,11 +10,12 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PACKAGING = settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test check-sync check-notebooks check-style check-tests sync readme docs bench lab clean-venv
+.PHONY: help demo test check-sync check-notebooks check-style check-tests browser sync readme docs bench lab clean-venv
 
 help:
 	@echo "make demo        train on built-in data and print whether pseudo-labels helped (writes $(DEMO)/)"
 	@echo "make test        every check: notebooks in step with the package, notebooks, style, layers, tests"
+	@echo "make browser     what the tests in a browser need; they are left out where it is missing"
 	@echo "make docs        every notebook as a page, in _docs/html"
 	@echo "make bench       the speed ratios"
 	@echo "make sync        bring modules, stored notebooks and README in step with what you edited in nbs/"
@@ -40,6 +41,10 @@ check-style: $(VENV)/.installed-dev
 
 check-tests: $(VENV)/.installed-dev
 	MPLBACKEND=agg $(BIN)/python -m pytest -q
+
+browser: $(VENV)/.installed-dev $(VENV)/.installed-lab
+	$(PIP) playwright
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { echo "Chromium is missing: install it so that \`chromium\` is on the PATH (Debian: apt-get install chromium)" >&2; exit 1; }
 
 sync: $(VENV)/.installed-dev
 	$(BIN)/python tools/sync.py

@@ -42,6 +42,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "training.rounds": ["finish", "rounds", "run"],
         "training.settings": ["Settings"],
         "training.task": ["begin"],
+        "widgets.explorer": ["PseudoLabelExplorer"],
+        "widgets.comparer": ["RunComparer"],
         "widgets.overlay": ["show_grid", "show_overlay"],
     },
 )

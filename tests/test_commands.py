@@ -410,7 +410,9 @@ def test_killed_again_and_again(train, command, tmp_path):
     root, out = mask_folder(tmp_path / "d"), tmp_path / "out"
     train(root, out=tmp_path / "unbroken")
     moments, killed = random.Random(1), 0
-    while (ended := command("--data-dir", root, *QUICK, "--network", "tiny", "--output-dir", out, watch=str(out), kill_at=moments.randrange(50, 150))).code == -signal.SIGKILL: killed += 1
+    while (ended := command("--data-dir", root, *QUICK, "--network", "tiny", "--output-dir", out, watch=str(out), kill_at=moments.randrange(50, 150))).code == -signal.SIGKILL:
+        killed += 1
+        assert killed < 40, "what is done must not be done again"
     assert (ended.code, ended.err) == (0, "") and killed >= 2
     same(out, tmp_path / "unbroken")
     whole(out)

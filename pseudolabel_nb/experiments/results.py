@@ -147,12 +147,13 @@ def _cells(
 
 def write_tables(
     out: str | Path, # of `sweep`
+    images: bool = True, # with the intervals over test images, for which all counts are read
 ) -> str: # the text of the table
     "Write results.csv and summary.csv from the finished runs below `out`."
     results = read_results(out)
     if results.empty: raise UserError(f"{out}: no finished run with its supervised run below it; expected some, so let pseudolabel-train run first")
     first = next(iter(sorted(Path(out).glob("runs/*/result.json"))))
-    summary = summarise(results, Run(first.parent).result["f1_all_foreground"], gains_over_images(out))
+    summary = summarise(results, Run(first.parent).result["f1_all_foreground"], gains_over_images(out) if images else None)
     write_text(Path(out) / "results.csv", results.to_csv(index=False))
     write_text(Path(out) / "summary.csv", summary.to_csv(index=False))
     return table_text(summary)

@@ -60,6 +60,7 @@ class _Course:
         try:
             with self.bar:
                 while self.waiting or self.running: self._round()
+            if len(read_results(self.out)): self.text = write_tables(self.out)
         finally:
             for future in self.running: future.cancel()
 
@@ -119,7 +120,7 @@ class _Course:
         self.over.add(job.folder)
         if failure and not job.scored: raise UserError(failure.error)
         if failure: self._note(job, failure)
-        elif job.scored and len(read_results(self.out)): self.text = write_tables(self.out)
+        elif future and job.scored and len(read_results(self.out)): self.text = write_tables(self.out, images=False)
         if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]): rmtree(shelf(job).parent, ignore_errors=True)
         self._advance(job, self.left[job.folder])
         self.bar.set_description(self._stand())
