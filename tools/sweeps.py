@@ -1,7 +1,7 @@
 """One sweep done five ways and compared: one process, two worker processes, two killed and resumed, Dask, Dask killed and resumed. Then a smaller one, timed.
 
     python tools/sweeps.py DATA_DIR --work FOLDER               about an hour for dsb2018
-    python tools/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 10 minutes, on a machine that does nothing else
+    python tools/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 5 minutes, on a machine that does nothing else
 
 DATA_DIR holds the splits. What is done is not repeated, so an interrupted call is simply given again. Written to nbs/benchmarks/results/sweep/:
 ways.csv, times.csv, and results.csv, summary.csv of the first way.
@@ -23,7 +23,7 @@ WHOLE = "--labeled-ratios 0.05,0.10 --strategy limited,class_balanced,pu --seeds
 SMALL = "--labeled-ratios 0.10 --strategy limited --seeds 0,1,2,3 --learning-rates 0.003 --steps 200 --threads 1".split()
 WAYS = dict(one="1 process", two="2 processes", two_killed="2 processes", dask="Dask, 2 workers", dask_killed="Dask, 2 workers")
 KILLED_AFTER = 6, 14 # finished runs
-REPEATS = 2
+REPEATS = 1
 
 
 def command(way: str, sweep: list[str], data: Path, out: Path, address: str) -> list[str]:
