@@ -56,7 +56,9 @@ def cluster(way: str):
     if not way.startswith("dask"):
         yield ""
         return
+    import dask
     from distributed import LocalCluster
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}) # without its MALLOC_TRIM_THRESHOLD_, which makes training slow
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as c: yield c.scheduler_address
 
 

@@ -6,9 +6,10 @@
 __all__ = ['processes', 'joint_device', 'rows_of', 'forward', 'joined_rows', 'share_gradients', 'own_folder']
 
 # %% ../../nbs/models/02_distributed.ipynb #b6fb0809
-import os, shutil
+import atexit, os, shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +31,14 @@ def _joined(): # -> accelerate.PartialState
     "The group of the processes, met at the first call."
     try: from accelerate import PartialState
     except ImportError: raise UserError("several processes were launched, but accelerate is not installed; install it: pip install 'pseudolabel_nb[accelerate]'") from None
-    return PartialState()
+    state = PartialState()
+    _leave_at_exit()
+    return state
+
+@cache
+def _leave_at_exit() -> None:
+    "Once: let the group end before the interpreter does; its threads would abort the process."
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
 
 # %% ../../nbs/models/02_distributed.ipynb #fc4bc01c
 def rows_of(
