@@ -1938,6 +1938,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'pseudolabel_nb/models/distributed.py'),
                                                    'pseudolabel_nb.models.distributed._joined': ( 'models/distributed.html#_joined',
                                                                                                   'pseudolabel_nb/models/distributed.py'),
+                                                   'pseudolabel_nb.models.distributed._leave_at_exit': ( 'models/distributed.html#_leave_at_exit',
+                                                                                                         'pseudolabel_nb/models/distributed.py'),
                                                    'pseudolabel_nb.models.distributed._sum': ( 'models/distributed.html#_sum',
                                                                                                'pseudolabel_nb/models/distributed.py'),
                                                    'pseudolabel_nb.models.distributed._sum_all': ( 'models/distributed.html#_sum_all',
