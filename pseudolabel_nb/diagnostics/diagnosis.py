@@ -45,6 +45,7 @@ def examine(
     named = examinations if only is None else {name: pick(examinations, name, "examination") for name in only}
     parts, left_out = {}, []
     def attempt(named: dict) -> None:
+        "Make these examinations; note why one cannot be made."
         for name, make in named.items():
             try: parts[name] = make(k)
             except Missing as why: left_out.append((name, str(why)))
