@@ -2,9 +2,19 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def discs(n: int, seed: int, size: int = 24):
+    "Noisy images, each with a disc, as an `ImageSet`."
+    from pseudolabel_nb.data.images import from_arrays
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    masks = [(np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3).astype("uint8") for _ in range(n)]
+    return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("float32") for m in masks], masks)
 
 
 @pytest.fixture(scope="session")

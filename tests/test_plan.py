@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import discs
 from PIL import Image
 
 import pseudolabel_nb as pnb
@@ -186,13 +187,6 @@ def test_luck_and_single_runs_are_called_so(planned, tmp_path):
 
 
 # ---- trained for real
-
-def discs(n: int, seed: int, size: int = 24):
-    "Noisy images, each with a disc."
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size]
-    masks = [(np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3).astype("uint8") for _ in range(n)]
-    return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("float32") for m in masks], masks)
 
 
 def small(out: Path, **more):

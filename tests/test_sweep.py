@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import discs
 from PIL import Image
 
 import pseudolabel_nb as pnb
@@ -47,13 +48,6 @@ class Mine(Selector):
         return Rule((0.5, 0.5), members[0].ids)
 """
 
-
-def discs(n: int, seed: int, size: int = 24):
-    "Noisy images, each with a disc."
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size]
-    masks = [(np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3).astype("uint8") for _ in range(n)]
-    return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("float32") for m in masks], masks)
 
 
 @cache
