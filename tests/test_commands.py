@@ -109,8 +109,8 @@ def refuse(command, tmp_path):
     return run
 
 def started(*argv, name="train") -> subprocess.Popen:
-    "The command as a shell starts it, with the small networks."
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_commands; test_commands.tiny_networks(); from pseudolabel_nb.cli import {name}; sys.exit({name}())"
+    "The command as a shell starts it in the foreground (where Ctrl-C is not ignored), with the small networks."
+    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_commands; test_commands.tiny_networks(); from pseudolabel_nb.cli import {name}; sys.exit({name}())"
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -242,9 +242,9 @@ def config(tmp_path: Path, **more) -> Path:
 
 
 def started(*argv, name="sweep") -> subprocess.Popen:
-    "The command as a shell starts it, in a process group of its own."
+    "The command as a shell starts it in the foreground (where Ctrl-C is not ignored), in a process group of its own."
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    code = f"import sys; from pseudolabel_nb.cli import {name}; sys.exit({name}())"
+    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from pseudolabel_nb.cli import {name}; sys.exit({name}())"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
