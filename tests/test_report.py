@@ -162,7 +162,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(page, runs, monkeypa
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_ends_it_and_its_kernel(runs, tmp_path):
     import psutil
-    code = "import sys; from pseudolabel_nb.experiments.report import write_report; write_report(*sys.argv[1:])"
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from pseudolabel_nb.experiments.report import write_report; write_report(*sys.argv[1:])"
     writing = psutil.Popen([sys.executable, "-c", code, runs, tmp_path / "out"], stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while not (kernels := [c for c in writing.children() if "ipykernel_launcher" in c.cmdline()]) and time.monotonic() < until: time.sleep(0.05)
