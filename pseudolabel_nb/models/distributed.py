@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import UserError, process_number
+from .networks import logits_of
 
 # %% ../../nbs/models/02_distributed.ipynb #0a51a96d
 def processes() -> int:
@@ -54,9 +55,9 @@ def forward(
     images: Tensor, # (n, channels, H, W), the same in every process
 ) -> Tensor: # logits of all rows, the same in every process; gradients reach the network through this process's rows only
     "`network(images)`, its rows divided among the processes."
-    if processes() == 1: return network(images)
+    if processes() == 1: return logits_of(network, images)
     mine = rows_of(len(images), process_number(), processes())
-    own = network(images[mine]) if mine.stop > mine.start else network(images[:1])[:0]
+    own = logits_of(network, images[mine]) if mine.stop > mine.start else logits_of(network, images[:1])[:0]
     return joined_rows(own, len(images), mine)
 
 def joined_rows(
