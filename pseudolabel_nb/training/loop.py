@@ -81,8 +81,8 @@ def drawing(
 ) -> Callable[[int], Batch]:
     "The function that gives the batch of a step."
     aim = 0.0 if isinstance(pseudo, UnlabelledImages) else settings.foreground_share
-    labelled = Windows(phase.labelled, settings.crop, settings.foreground_share)
-    others = Windows(pseudo, settings.crop, aim) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
+    labelled = Windows(phase.labelled, settings.crop, settings.foreground_share, settings.turns)
+    others = Windows(pseudo, settings.crop, aim, settings.turns) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
     weak, strong, seed = augmentation(settings.augment), augmentation("strong"), member_seed(phase.seed, phase.member)
     views = dict(weak=(weak,), strong=(strong,), two_strong=(strong, strong))[phase.student.views]
     return lambda step: batch_at(step, labelled, others, settings.batch_size, phase.student.sampling, seed, phase.number, weak, views)

@@ -23,6 +23,7 @@ class Settings:
     warmup: float = 0.05 # share of the steps over which the learning rate rises
     ema: float = 0.99 # decay a step of the averaged weights, which predict
     foreground_share: float = 0.5 # of the windows, centred on a foreground pixel
+    turns: str = "quarter" # of all windows: "quarter", the eight orientations; "any", every angle and 0.8 to 1.25 times as large
     augment: str = "weak" # of labelled and pseudo-labelled windows alike
     loss: str = "ce_dice"
     network: str = "unet"
@@ -39,4 +40,5 @@ class Settings:
         if not 0 < self.teacher_share < 1: raise UserError(f"teacher_share is {self.teacher_share}; expected a share between 0 and 1, such as 0.5")
         if self.tile % 16 or self.tile < 64: raise UserError(f"tile is {self.tile} px; expected a multiple of 16 of at least 64, such as {max(64, round(self.tile / 16) * 16)}, since the network halves it and looks around each pixel")
         if not 0 <= self.gate <= 1: raise UserError(f"gate is {self.gate}; expected a probability from 0 (accept every student) to 1, such as 0.75")
+        if self.turns not in ("quarter", "any"): raise UserError(f"turns is {self.turns!r}; expected quarter or any")
         if not self.learning_rate > 0: raise UserError(f"learning_rate is {self.learning_rate}; expected a number over 0, such as 0.003")
