@@ -1,0 +1,209 @@
+"""The study of what pseudo-labels bring on real images: every run of it, as a row of nbs/benchmarks/results/study/runs.csv.
+
+    python tools/study.py DATA --list                                     the arms, what each changes, and what is done
+    python tools/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised,best" --seeds 0-4 --workers 2
+    python tools/study.py DATA --arms best --seeds 100-104 --phase test   the test set, once `best` is frozen
+
+DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted goes on in --work, so a call that
+was stopped is simply given again. Of the validation images a run may look at as many as it has labelled ones, drawn by seed (at most half of them); in
+phase `design` the others score it, in phase `test` the test set does. --device cuda uses a GPU.
+"""
+import argparse
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+ROWS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "study" / "runs.csv"
+COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,best_round,threshold,labelled,chosen_on,scored_on,seconds".split(",")
+DATASETS = ("vnc_mito", "ldc_cells", "dsb2018")
+STEPS = dict(vnc_mito=4000, ldc_cells=2000, dsb2018=2000) # of one training: where the supervised baseline has its plateau
+def unet(*widths: int) -> dict:
+    "Options of the network."
+    return dict(widths=list(widths), activation="relu", precision="bfloat16")
+
+
+BASE = dict(batch_size=8, crop=128, turns="any", network="unet", network_options=unet(32, 64, 128, 256, 256), gate=0.5, checkpoint_every=500)
+TUNED: dict[str, dict] = {} # by data set, what the baseline's tuning has chosen; the same for every arm
+
+
+@dataclass(frozen=True)
+class Arm:
+    "One thing that is compared: a recipe, what is changed in it and in the settings, and its steps as a multiple of the data set's."
+    recipe: str = "supervised"
+    changes: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    steps: float = 1
+
+
+EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
+SELF = {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
+EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
+ARMS = {
+    "supervised": Arm(),
+    "supervised, twice the steps": Arm(steps=2),
+    "supervised, quarter turns": Arm(settings=dict(turns="quarter")),
+    "supervised, four levels": Arm(settings=dict(network_options=unet(32, 64, 128, 256))),
+    "supervised, half the width": Arm(settings=dict(network_options=unet(16, 32, 64, 128, 128))),
+    "supervised, EMA 0.999": Arm(settings=dict(ema=0.999)),
+    "supervised, strong views": Arm(settings=dict(augment="strong")),
+    "supervised, rate 0.001": Arm(settings=dict(learning_rate=1e-3)),
+    "best": Arm("fixmatch", EVERY_PIXEL, EARLY),
+    "best, twice the steps": Arm("fixmatch", EVERY_PIXEL, EARLY, 2),
+    "best, teacher half of the steps": Arm("fixmatch", EVERY_PIXEL),
+    "best, weak views": Arm("fixmatch", EVERY_PIXEL | {"student.views": "weak"}, EARLY),
+    "best, no CutMix": Arm("fixmatch", EVERY_PIXEL | {"student.mixing": "none"}, EARLY),
+    "best, thresholds 0.60 and 0.80": Arm("fixmatch", {}, EARLY),
+    "best, fresh student": Arm("fixmatch", EVERY_PIXEL | {"student.start": "restart"}, EARLY),
+    "best, copy-paste for CutMix": Arm("fixmatch", EVERY_PIXEL | {"student.mixing": "copy_paste"}, EARLY),
+    "best, half the weight": Arm("fixmatch", EVERY_PIXEL | {"student.weight": 0.5}, EARLY),
+    "best, slower teacher": Arm("fixmatch", EVERY_PIXEL | {"teacher.decay": 0.998}, EARLY),
+    "self-training": Arm("naive", SELF),
+    "unimatch, every pixel": Arm("unimatch", EVERY_PIXEL, EARLY),
+}
+EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu") # the strategies that came with a claimed gain
+ARMS |= {name: Arm(name) for name in ("naive", *EIGHT)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    "One run of the study."
+    dataset: str
+    strategy: str # an arm
+    labeled_ratio: float
+    seed: int
+    phase: str = "design"
+
+    @property
+    def steps(self) -> int: return round(ARMS[self.strategy].steps * STEPS[self.dataset])
+
+    @property
+    def key(self) -> tuple: return tuple(str(v) for v in (*asdict(self).values(), self.steps))
+
+    def __str__(self): return f"{self.dataset}, {self.strategy}, {self.labeled_ratio:g}, seed {self.seed}, {self.phase}"
+
+
+def own_validation(data, ratio: float, seed: int, phase: str): # Data -> Data
+    "The data set as a run of the study may see it: as many validation images as labelled ones; what scores it as its test set."
+    from pseudolabel_nb.core import random_stream
+    order = [data.val.ids[k] for k in random_stream(seed, "validation of the study").permutation(len(data.val))]
+    n = min(max(1, round(ratio * len(data.train))), len(order) // 2)
+    return replace(data, val=data.val.subset(order[:n]), test=data.val.subset(order[n:]) if phase == "design" else data.test)
+
+
+def begun(cell: Cell, root: Path, work: Path, device: str) -> tuple: # Run, Data
+    "The run of a cell and its images."
+    import pseudolabel_nb as pnb
+    from pseudolabel_nb.strategies.recipes import changed
+    from pseudolabel_nb.training.task import begin
+    arm, data = ARMS[cell.strategy], own_validation(pnb.open_images(root / cell.dataset), cell.labeled_ratio, cell.seed, cell.phase)
+    settings = pnb.Settings(**BASE | TUNED.get(cell.dataset, {}) | arm.settings, steps=cell.steps)
+    folder = work / cell.phase / cell.dataset / f"{cell.labeled_ratio:g}" / f"seed-{cell.seed}" / cell.strategy.replace(" ", "-").replace(",", "")
+    return begin(data, changed(pnb.recipe(arm.recipe), arm.changes), folder, cell.labeled_ratio, cell.seed, settings, device), data
+
+
+def share_teacher(run) -> None:
+    "The first teacher of another arm, where it is the same training."
+    import pseudolabel_nb as pnb
+    from pseudolabel_nb.training.rounds import adopt_teacher, first_training
+    for other in sorted(run.folder.parent.iterdir()):
+        if run.records() or other == run.folder or not (other / "rounds.jsonl").exists(): continue
+        there = pnb.open_run(other)
+        if there.records() and first_training(there.config) == first_training(run.config): adopt_teacher(run, there)
+
+
+def do(cell: Cell, root: Path, work: Path, device: str) -> dict:
+    "Train and score one run; its row."
+    import torch
+
+    from pseudolabel_nb.training.rounds import finish, rounds
+    os.environ["TQDM_DISABLE"] = "1"
+    torch.set_num_threads(1)
+    run, data = begun(cell, root, work, device)
+    share_teacher(run)
+    for _ in rounds(run, data): pass
+    r = finish(run, data)
+    shutil.rmtree(run.folder / "predictions", ignore_errors=True)
+    return dict(asdict(cell), steps=cell.steps, **{k: r[k] for k in ("precision", "recall", "f1", "best_round", "threshold", "seconds")},
+                labelled=r["n_labelled"], chosen_on=len(run.split["val"]), scored_on=len(run.split["test"]))
+
+
+def read_rows(path: Path = ROWS) -> list[dict]:
+    "The runs that are done."
+    if not path.exists(): return []
+    with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
+
+
+def key_of(row: dict) -> tuple:
+    "What tells one run from another."
+    return tuple(row[k] for k in ("dataset", "strategy", "labeled_ratio", "seed", "phase", "steps"))
+
+
+def add_row(row: dict, path: Path = ROWS) -> None:
+    "One more run, in a file that other processes may write, too."
+    from filelock import FileLock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        told = {k: f"{v:.4f}" if k in ("precision", "recall", "f1", "threshold") else str(v) for k, v in row.items()}
+        rows = sorted([r for r in read_rows(path) if key_of(r) != key_of(told)] + [told], key=lambda r: (r["phase"], r["dataset"], float(r["labeled_ratio"]), r["strategy"], int(r["seed"])))
+        part = path.with_suffix(".part")
+        with open(part, "w", newline="", encoding="utf-8") as f:
+            w = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+            w.writeheader()
+            w.writerows(rows)
+        part.replace(path)
+
+
+def numbers(text: str) -> list[int]:
+    "0-4 or 0,2,5."
+    parts = [p.partition("-") for p in text.split(",")]
+    return [k for a, _, b in parts for k in range(int(a), int(b or a) + 1)]
+
+
+def cells(a: argparse.Namespace) -> Iterator[Cell]:
+    "The runs that are asked for and have no row, seed by seed."
+    done = {key_of(r) for r in read_rows()}
+    for arm in a.arms:
+        if arm not in ARMS: raise SystemExit(f"error: unknown arm {arm!r}; expected some of: {'; '.join(ARMS)}")
+    for seed, dataset, ratio, arm in product(a.seeds, a.datasets, a.ratios, a.arms):
+        cell = Cell(dataset, arm, ratio, seed, a.phase)
+        if cell.key not in done: yield cell
+
+
+def show(a: argparse.Namespace) -> None:
+    "The arms and how many runs of each are done."
+    rows = read_rows()
+    for name, arm in ARMS.items():
+        n = sum(r["strategy"] == name for r in rows)
+        print(f"{name}: {arm.recipe}, {arm.steps:g} × the steps {json.dumps(arm.changes) if arm.changes else ''} {json.dumps(arm.settings) if arm.settings else ''} — {n} runs done")
+
+
+def main() -> None:
+    "The command."
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("data", type=Path, help="the folder that holds the data sets")
+    p.add_argument("--datasets", type=lambda t: t.split(","), default=list(DATASETS))
+    p.add_argument("--ratios", type=lambda t: [float(x) for x in t.split(",")], default=[0.05])
+    p.add_argument("--arms", type=lambda t: [x.strip() for x in t.split(";")], default=["supervised"], help="divided by semicolons")
+    p.add_argument("--seeds", type=numbers, default=[0])
+    p.add_argument("--phase", choices=("design", "test"), default="design")
+    p.add_argument("--work", type=Path, default=Path("study"), help="folder of the runs, to go on with what was interrupted")
+    p.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--list", action="store_true", help="show the arms and stop")
+    a = p.parse_args()
+    if a.list: return show(a)
+    with ProcessPoolExecutor(a.workers) as pool:
+        waiting = {pool.submit(do, c, a.data, a.work, a.device): c for c in cells(a)}
+        for done in as_completed(waiting):
+            add_row(row := done.result())
+            print(f"{time.strftime('%H:%M')}  {waiting[done]}: F1 {row['f1']:.4f} in {row['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__": main()
