@@ -9,7 +9,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["arguments", "cli", "core", "data", "diagnostics", "experiments", "inference", "measures", "models", "runs", "strategies", "training", "widgets"],
+    submodules=["arguments", "cards", "cli", "core", "data", "diagnostics", "experiments", "inference", "measures", "models", "runs", "strategies", "training", "widgets"],
     submod_attrs={
         "core": ["UserError"],
         "data.coordinates": ["Picks", "read_coordinates"],
@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference.predictions": ["Predictions", "predict"],
         "measures.particles": ["match_picks", "particle_scores", "particle_table"],
         "models.networks": ["register_network"],
+        "runs.branch": ["branch"],
         "runs.run": ["Run", "open_run"],
         "runs.tracking": ["to_mlflow", "to_tensorboard"],
         "strategies.parts": ["Recipe", "Student", "Teacher"],
@@ -42,8 +43,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "training.rounds": ["finish", "rounds", "run"],
         "training.settings": ["Settings"],
         "training.task": ["begin"],
+        "widgets.dashboard": ["Dashboard"],
         "widgets.explorer": ["PseudoLabelExplorer"],
         "widgets.comparer": ["RunComparer"],
+        "widgets.stepper": ["CurriculumStepper"],
         "widgets.overlay": ["show_grid", "show_overlay"],
     },
 )

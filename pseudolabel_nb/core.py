@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UserError', 'pick', 'registering', 'to_dict', 'from_dict', 'replace_fields', 'replacing', 'write_bytes', 'write_text',
            'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'random_stream', 'seed_torch', 'seed_shared',
-           'process_number', 'progress', 'hearing_interrupts', 'stop_if_asked']
+           'process_number', 'progress', 'hearing_interrupts', 'stop_if_asked', 'overseeing']
 
 # %% ../nbs/00_core.ipynb #ae8b9cf4
 import json, os, signal, sys, tempfile, threading, zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass, replace
 from numbers import Integral, Real
@@ -271,6 +271,29 @@ def seed_shared(
     seed_torch(seed, *names)
 
 # %% ../nbs/00_core.ipynb #8574efaa
+_own = threading.local() # of each thread: `asked` and `told`, as given to `overseeing`
+
+class _Told:
+    "A progress bar that is not drawn: it tells someone how far it is."
+    def __init__(self, tell, iterable, total, desc, done):
+        self.tell, self.iterable, self.total, self.desc, self.n = tell, iterable, total if total is not None or not hasattr(iterable, "__len__") else len(iterable), desc, done
+        self.update(0)
+
+    def update(self, n: int = 1) -> None:
+        "So many more are done."
+        self.n += n
+        self.tell(self.desc, self.n, self.total)
+
+    def __iter__(self):
+        for item in self.iterable:
+            yield item
+            self.update()
+
+    def set_description(self, desc: str) -> None: self.desc = desc
+    def close(self) -> None: pass
+    def __enter__(self): return self
+    def __exit__(self, *error): pass
+
 def process_number() -> int:
     "Which of the processes of one run this is (`RANK`, as launchers set it); 0 where there is one."
     return int(os.environ.get("RANK", "0"))
@@ -281,9 +304,10 @@ def progress(
     desc: str = "",
     **kwargs, # to tqdm
 ):
-    "A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests, logs and worker processes nothing."
+    "A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests, logs and worker processes nothing. In a thread that is overseen, whoever oversees it is told instead."
     from multiprocessing import parent_process
     from tqdm.auto import tqdm
+    if tell := getattr(_own, "told", None): return _Told(tell, iterable, total, desc, kwargs.get("initial", 0))
     silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or process_number() > 0 or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=silent, leave=False, dynamic_ncols=True, **kwargs)
 
@@ -307,5 +331,18 @@ def hearing_interrupts():
         _asked.clear()
 
 def stop_if_asked() -> None:
-    "Raise `KeyboardInterrupt` if a Ctrl-C was remembered."
-    if _asked: raise KeyboardInterrupt
+    "Raise `KeyboardInterrupt` if a Ctrl-C was remembered, or whoever oversees this thread asks for it."
+    if _asked or getattr(_own, "asked", bool)(): raise KeyboardInterrupt
+
+# %% ../nbs/00_core.ipynb #d9ff5b5b
+@contextmanager
+def overseeing(
+    asked: Callable[[], bool], # is the work to stop?
+    told: Callable[[str, int, int | None], None] | None = None, # called with description, done and total; None: bars are drawn
+):
+    "Inside the block, in this thread, `stop_if_asked` raises `KeyboardInterrupt` where `asked()` is true, and `progress` calls `told` instead of drawing a bar."
+    before, vars(_own)["asked"], vars(_own)["told"] = dict(vars(_own)), asked, told
+    try: yield
+    finally:
+        vars(_own).clear()
+        vars(_own).update(before)

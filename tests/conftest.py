@@ -35,5 +35,21 @@ def real_data() -> Path:
 def chromium() -> str:
     "The path of a Chromium to look at pages with; the test is skipped where there is none."
     import shutil
-    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
-    return shutil.which("chromium") or shutil.which("chromium-browser") or pytest.skip("needs Chromium: install it so that `chromium` is on the PATH")
+    pytest.importorskip("playwright", reason="needs playwright: run `make browser`, or pip install -e .[browser]")
+    return shutil.which("chromium") or shutil.which("chromium-browser") or pytest.skip("needs Chromium: run `make browser`, or install it so that `chromium` is on the PATH")
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    "Headless Chromium, one for all tests."
+    from browsing import chromium_browser
+    with chromium_browser(chromium) as opened: yield opened
+
+
+@pytest.fixture(scope="session")
+def lab(chromium, tmp_path_factory):
+    "A JupyterLab in an empty folder, one for all tests: (address, folder)."
+    pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install -e .[lab]")
+    from browsing import jupyterlab
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyterlab(folder, tmp_path_factory.mktemp("home")) as address: yield address, folder

@@ -1,105 +1,73 @@
 "The run comparer in a real JupyterLab, driven by Chromium: what the page says is what the state says, with mouse and keyboard, light and dark."
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
+import numpy as np
 import pytest
+from browsing import keep_screenshot, notebook, open_notebook, run_notebook, save, shut_down, theme, watched, without_panels
 from test_compare import line, write_run
 
+from pseudolabel_nb.core import random_stream
 from pseudolabel_nb.widgets.comparer_state import ComparerState
 
-pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install jupyterlab ipywidgets")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-CODE = "from pseudolabel_nb.widgets.comparer import RunComparer\nview = RunComparer('runs', watch=0.5)\nview"
-
-
-def notebook(*cells: str) -> dict:
-    "A notebook of code cells that have not been run."
-    return dict(cells=[dict(cell_type="code", id=f"c{k}", metadata={}, source=c, outputs=[], execution_count=None) for k, c in enumerate(cells)], metadata=dict(kernelspec=dict(name="python3", display_name="Python 3", language="python")), nbformat=4, nbformat_minor=5)
+CODE = """
+import os
+from pseudolabel_nb.data.synthetic import micrographs
+from pseudolabel_nb.widgets.comparer import RunComparer
+os.chdir({folder!r})
+view = RunComparer('runs', watch=0.5, data=micrographs(6, 2, 2, size=64), oracle=True)
+view
+"""
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "A JupyterLab in a folder with runs and a notebook; its address and its folder."
-    folder = tmp_path_factory.mktemp("lab")
+def folder(tmp_path_factory):
+    "A folder with runs, two of which keep what their teachers said of three images."
+    from pseudolabel_nb.data.synthetic import micrographs
+    from pseudolabel_nb.inference.predictions import store
+    folder, data = tmp_path_factory.mktemp("comparer"), micrographs(6, 2, 2, size=64)
     for seed in range(5):
         for recipe, f1 in (("supervised", 0.6), ("naive", 0.5), ("class_balanced", 0.65)): write_run(folder / "runs" / f"{recipe}-s{seed}", f1 + 0.01 * seed * (recipe == "naive"), recipe=recipe, seed=seed)
     write_run(folder / "runs" / "<b>odd & bold", recipe="naive", seed=7, finished=False, error="CUDA <i>out of memory</i>")
-    (folder / "x.ipynb").write_text(json.dumps(notebook(os.environ.get("COMPARER_CODE", CODE))))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = dict(os.environ, HOME=str(folder), JUPYTER_CONFIG_DIR=str(folder / ".jupyter"), JUPYTER_RUNTIME_DIR=str(folder / ".runtime"), IPYTHONDIR=str(folder / ".ipython"), OMP_NUM_THREADS="1")
-    options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.expose_app_in_browser=True"]
-    with open(folder / "lab.log", "w") as log: server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdout=log, stderr=log)
-    try:
-        for _ in range(120):
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=1)
-            except OSError: time.sleep(0.5)
-            else: break
-        else: pytest.fail(f"JupyterLab did not start: {(folder / 'lab.log').read_text()[-2000:]}")
-        yield f"http://127.0.0.1:{port}", folder
-    finally:
-        server.terminate()
-        server.wait(20)
+    for recipe, spread in (("naive", 2.0), ("class_balanced", 0.5)):
+        noise = {i: random_stream(i, recipe).standard_normal((1, 64, 64)) for i in (3, 4, 5)}
+        store([(data.train.ids[i], np.clip(data.train.mask(i)[None] * 0.8 + 0.1 * spread * noise[i], 0, 1)) for i in noise], folder / "runs" / f"{recipe}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def page(lab, chromium):
+def page(lab, browser, folder):
     "The notebook, run; `page.errors` holds what the console complained of."
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport=dict(width=1280, height=1500))
-        page.errors = []
-        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
-        page.goto(f"{lab[0]}/lab/tree/x.ipynb")
-        page.wait_for_selector(".jp-Notebook .cm-content", timeout=60000)
-        page.wait_for_timeout(1000)
-        page.click(".jp-Notebook .cm-content")
-        page.keyboard.press("Shift+Enter")
-        page.wait_for_selector("button:has-text('Pick all found')", timeout=60000)
-        yield page
-        browser.close()
+    notebook(lab[1] / "comparer.ipynb", CODE.format(folder=str(folder)))
+    page = watched(browser)
+    run_notebook(page, lab[0], "comparer.ipynb")
+    without_panels(page)
+    page.wait_for_selector("button:has-text('Pick all found')")
+    yield page
+    page.close()
 
 
-def shot(page, name: str) -> None:
-    "A picture of the page, kept where COMPARER_SHOTS says."
-    if folder := os.environ.get("COMPARER_SHOTS"): page.screenshot(path=str(Path(folder) / f"{name}.png"))
-
-
-def dark(page, on: bool) -> None:
-    "Switch the theme."
-    page.evaluate("async name => { const app = window.jupyterapp; if (app) await app.commands.execute('apputils:change-theme', {theme: name}); }", "JupyterLab Dark" if on else "JupyterLab Light")
-    page.wait_for_timeout(1500)
-
-
-def test_the_page_says_what_the_state_says(page, lab):
-    state = ComparerState(lab[1] / "runs")
+def test_the_page_says_what_the_state_says(page, folder):
+    state = ComparerState(folder / "runs")
     page.fill("input[placeholder^='words']", "class_balanced")
-    page.wait_for_selector("text=16 runs, 5 found")
+    page.wait_for_selector(".pseudolabel-live >> text=16 runs, 5 found")
     page.click("button:has-text('Pick all found')")
     page.click("button:has-text('Pick their baselines')")
-    page.wait_for_selector("text=10 picked")
+    page.wait_for_selector(".pseudolabel-live >> text=10 picked")
     state.change(query="class_balanced")
     state.pick_found()
     state.pick_baselines()
-    said = page.inner_text(".jp-OutputArea-output ul")
+    said = page.inner_text(".pseudolabel-live ul")
     assert state.sentences()[0] in said and "5 of 5 positive" in said
     page.click("button:has-text('paired gain')")
     page.wait_for_timeout(800)
     state.change(view="gain")
-    page.wait_for_function("code => [...document.querySelectorAll('textarea')].some(t => t.value.trim() === code)", arg=state.code().replace(str(lab[1] / "runs"), "runs"))
+    code = state.code().replace(str(folder / "runs"), "runs")
+    page.wait_for_function("code => [...document.querySelectorAll('textarea')].some(t => t.value.trim() === code)", arg=code)
 
 
 def test_names_are_text(page):
     page.fill("input[placeholder^='words']", "odd &")
-    page.wait_for_selector("text=16 runs, 1 found")
+    page.wait_for_selector(".pseudolabel-live >> text=16 runs, 1 found")
     assert page.locator("text=<b>odd & bold").count() and not page.locator(".jp-OutputArea-output b:has-text('odd')").count()
     assert page.locator("text=CUDA <i>out of memory</i>").count()
 
@@ -107,13 +75,13 @@ def test_names_are_text(page):
 def test_the_keyboard_ticks_and_pages(page):
     page.fill("input[placeholder^='words']", "")
     page.click("button:has-text('Pick none')")
-    page.wait_for_selector("text=0 picked")
+    page.wait_for_selector(".pseudolabel-live >> text=0 picked")
     page.focus("input[type=checkbox] >> nth=2")
     page.keyboard.press("Space")
-    page.wait_for_selector("text=1 picked")
+    page.wait_for_selector(".pseudolabel-live >> text=1 picked")
     page.focus("button:has-text('Next')")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=page 2 of 2")
+    page.wait_for_selector(".pseudolabel-live >> text=page 2 of 2")
 
 
 def test_every_control_has_a_tooltip(page):
@@ -122,28 +90,59 @@ def test_every_control_has_a_tooltip(page):
     assert controls.count() > 20 and not bare, bare
 
 
-def test_a_run_that_goes_on_is_seen(page, lab):
+def test_a_run_that_goes_on_is_seen(page, folder):
     page.fill("input[placeholder^='words']", "")
-    write_run(lab[1] / "runs" / "late-s0", recipe="naive", seed=8, finished=False, rounds=1)
-    page.wait_for_selector("text=17 runs", timeout=10000)
-    with open(lab[1] / "runs" / "late-s0" / "rounds.jsonl", "a") as f: f.write(json.dumps(line(1, 0.7)) + "\n")
+    write_run(folder / "runs" / "late-s0", recipe="naive", seed=8, finished=False, rounds=1)
+    page.wait_for_selector(".pseudolabel-live >> text=17 runs", timeout=10000)
+    with open(folder / "runs" / "late-s0" / "rounds.jsonl", "a") as f: f.write(json.dumps(line(1, 0.7)) + "\n")
     page.wait_for_timeout(1500)
 
 
 @pytest.mark.parametrize("width", [1280, 1920])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_fits_and_is_seen(page, width, theme):
-    page.set_viewport_size(dict(width=width, height=1500))
-    dark(page, theme == "dark")
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_it_fits_and_is_seen(page, width, name):
+    page.set_viewport_size(dict(width=width, height=1250))
+    theme(page, name)
     page.fill("input[placeholder^='words']", "")
     page.click("button:has-text('Pick all found')")
     for view in ("curves", "paired gain", "ratio and thresholds", "images"):
         page.click(f"button:text-is('{view}')")
-        page.wait_for_timeout(1200)
-        shot(page, f"{view.split()[0]}-{width}-{theme}")
-    wide = page.locator(".jp-OutputArea-output .widget-vbox").first.bounding_box()
-    assert wide["x"] + wide["width"] <= width
+        page.wait_for_timeout(700)
+        keep_screenshot(page, f"comparer-{view.split()[0]}-{width}-{name}")
+    right = page.evaluate("Math.max(...[...document.querySelectorAll('.pseudolabel-live *')].filter(e => e.offsetParent).map(e => e.getBoundingClientRect().right))")
+    assert right <= page.locator(".jp-OutputArea-output:has(.pseudolabel-live)").bounding_box()["x"] + width and right <= width # nothing beyond the edge
 
 
-def test_no_console_errors(page):
+def test_columns_stand_below_their_heads(page):
+    "Every row has its cells where the head has its words."
+    lefts = page.evaluate("[...document.querySelectorAll('.pseudolabel-live .widget-html div[style*=grid]')].filter(e => e.offsetParent).map(r => [...r.children].map(c => Math.round(c.getBoundingClientRect().left)).join())")
+    assert len(lefts) > 5 and len(set(lefts)) == 1
+
+
+def test_the_images_view_marks_errors(page, folder):
+    page.fill("input[placeholder^='words']", "")
+    page.click("button:text-is('images')")
+    page.wait_for_function("document.querySelector('.pseudolabel-live img.widget-image')?.naturalWidth > 300")
+    shown = page.locator(".pseudolabel-live select").locator("option:checked").all_inner_texts()
+    shown = [text.replace("\xa0", " ") for text in shown]
+    assert "train_0003 (watched)" in shown
+
+
+def test_reopened_without_a_kernel_it_shows_the_last_state(page, lab, browser):
+    page.click("button:text-is('paired gain')")
+    page.locator(".pseudolabel-live input[type=checkbox]:visible").nth(1).uncheck() # live
+    page.fill("input[placeholder^='words']", "supervised")
+    page.wait_for_selector(".pseudolabel-live >> text=17 runs, 5 found")
+    page.wait_for_timeout(2500)
+    save(page)
+    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown() }")
     assert page.errors == []
+    again = watched(browser)
+    open_notebook(again, lab[0], "comparer.ipynb", kernel=False)
+    still = again.locator(".pseudolabel-still")
+    still.wait_for()
+    again.wait_for_timeout(3000)
+    assert still.is_visible() and "17 runs, 5 found" in still.inner_text() and still.locator("img").evaluate("i => i.naturalWidth") > 300
+    assert not again.locator(".pseudolabel-live").count() and not again.get_by_text("Error displaying widget").locator("visible=true").count()
+    keep_screenshot(again, "comparer-reopened")
+    shut_down(again)

@@ -10,12 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from ..cards import card, facts, items, table
 from ..core import UserError
 
 # %% ../../nbs/data/02_images.ipynb #f107980d
@@ -229,6 +229,11 @@ class ImageSet:
         name, n, masks, sizes, channels = self.summary()
         return f"ImageSet({name}: {n} images of {sizes or 'no size'}, {channels} channel(s), masks: {masks})"
 
+    def _repr_html_(self) -> str:
+        name, n, masks, sizes, channels = self.summary()
+        ids = ", ".join(self.ids[:3]) + ", …" * (len(self) > 3)
+        return card(name, facts([("size", f"{sizes} px" if sizes else ""), ("channels", channels), ("with masks", masks), ("classes", self.n_classes), ("names", ids)]), about=f"{n} image{'s' * (len(self) != 1)}")
+
 def _decode(item: Item) -> Decoded:
     raw = raw_image(item.read_image(), item.id)
     if raw.shape[:2] != item.shape:
@@ -319,7 +324,4 @@ class Data:
 
     def _repr_html_(self) -> str:
         head, *rows = self._rows()
-        line = lambda tag, row: "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in row) + "</tr>"
-        notes = "".join(f"<li>{escape(n)}</li>" for n in self.notes)
-        return (f"<p><b>{escape(self.name)}</b>: {escape(', '.join(self.classes))}</p><table>{line('th', head)}"
-                f"{''.join(line('td', r) for r in rows)}</table><ul>{notes}</ul>")
+        return card(self.name, table(rows, head), items(self.notes), about=", ".join(self.classes))

@@ -119,7 +119,7 @@ def mask_items(
     if not images: raise UserError(f"{part.folders[0]}: no PNG, JPG, TIFF or MRC images; expected at least one, so check the folder")
     if alone and on_invalid != "skip":
         p, other = (images[alone[0]], "mask") if alone[0] in images else (masks[alone[0]], "image")
-        raise UserError(f"{p}: no {other} of that name (and {len(alone) - 1:,} more such files); expected every image with its mask, so add it, move unlabelled images to a folder "
+        raise UserError(f"{p}: no {other} of that name{f' (and {len(alone) - 1:,} more such files)' * (len(alone) > 1)}; expected every image with its mask, so add it, move unlabelled images to a folder "
                         'unlabelled/, or pass on_invalid="skip" to leave them out')
     pairs, channels = [], 1
     for key in progress(sorted(set(images) & set(masks)), desc=f"headers in {part.folders[0].name}"):
@@ -297,7 +297,7 @@ def _read_masks(parts: dict[str, Part], multiclass: bool, mask_values: str, opti
     convention, n, note = decide(list(dict.fromkeys(m for found, _, _ in pairs.values() for *_, m, _ in found)), mask_values, multiclass)
     sets = {s: ([_item(id, h, i, k, partial(read_mask, m, convention, n, **_at(k))) for id, h, i, m, k in found], channels)
             for s, (found, channels, _) in pairs.items()}
-    return sets, _class_names(n), [note, *(f"{s}: {out:,} files without their image or mask left out" for s, (_, _, out) in pairs.items() if out)]
+    return sets, _class_names(n), [note, *(f"{s}: {out:,} file{'s' * (out > 1)} without {'their' if out > 1 else 'its'} image or mask left out" for s, (_, _, out) in pairs.items() if out)]
 
 def _read_npz(parts: dict[str, Part], multiclass: bool, mask_values: str, options: dict):
     sets, n, note = npz_items({s: p.files for s, p in parts.items()}, mask_values, multiclass, cache=options["cache"])

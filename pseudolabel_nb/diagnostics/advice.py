@@ -9,10 +9,10 @@ __all__ = ['kinds', 'variant', 'Advised', 'rank_recipes', 'Advice', 'paired_gain
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from textwrap import fill
 
+from ..cards import card, code, html, items, tag
 from ..core import UserError, from_dict
 from .expectations import Expectation, expectations, run_cost
 from .findings import Diagnosis, Finding, Remedy, severities
@@ -166,9 +166,9 @@ class Advice:
     def __repr__(self): return str(self)
 
     def _repr_html_(self):
-        items = "".join(f"<li><code style='background:none;color:inherit'>{escape(head)}</code><br>{escape(text)}</li>" for head, text in self._lines())
-        rest = f"<p>… and {len(self.rows) - self.shown} more in <code>.frame()</code></p>" if len(self.rows) > self.shown else ""
-        return f"<div style='max-width:62rem'><p><b>{escape(self.conclusion)}</b></p><ol>{items}</ol>{rest}</div>"
+        lines = items((html(code(head), tag("div", text, style="opacity:.85")) for head, text in self._lines()), ordered=True)
+        rest = tag("p", f"… and {len(self.rows) - self.shown} more in ", code(".frame()")) if len(self.rows) > self.shown else ""
+        return card(f"Advice{f' for {self.subject}' * bool(self.subject)}", tag("p", tag("b", self.conclusion)), lines, rest)
 
 def _bound(a: Advised, side: str) -> float:
     "An end of the interval of the gain."

@@ -8,11 +8,11 @@ __all__ = ['ClassRatio', 'class_ratio', 'diagnose_pseudo_labels']
 # %% ../../nbs/diagnostics/00_class_ratio.ipynb #328fef16
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from ..cards import bar, card, html, table, tag
 from ..core import UserError
 from ..measures.metrics import class_pixels
 
@@ -52,29 +52,13 @@ class ClassRatio:
 
     def _repr_html_(self):
         top = max(self.real_ratio, self.pseudo_ratio)
-        bars = [_bar(self.real_ratio / top), _bar(self.pseudo_ratio / top, striped=True), "", ""]
-        rows = [_row(escape(name), f"<b>{escape(number)}</b>", bar + escape(remark)) for (name, number, remark), bar in zip(self.rows(), bars)]
-        return f"<table style='color:inherit;border-collapse:collapse'>{''.join(rows)}</table>"
+        bars = [bar(self.real_ratio / top), bar(self.pseudo_ratio / top, striped=True), "", ""]
+        rows = [(name, tag("b", number), html(bar_, remark)) for (name, number, remark), bar_ in zip(self.rows(), bars)]
+        return card("class ratio", table(rows), about=self.verdict, tone=self.severity)
 
 def _masks(n: int) -> str:
     "How many masks, in brackets; nothing where that is not known."
     return f"({n} mask{'s' * (n != 1)})" if n else ""
-
-def _row(
-    *cells: str, # HTML
-) -> str:
-    "A row of a table without a background of its own."
-    tds = "".join(f"<td style='text-align:left;padding:2px 10px'>{c}</td>" for c in cells)
-    return f"<tr style='background:none'>{tds}</tr>"
-
-def _bar(
-    share: float, # of the full width, in [0, 1]
-    striped: bool = False,
-) -> str:
-    "A bar in the colour of the text around it, so that it reads on light and dark pages."
-    fill = "repeating-linear-gradient(45deg,currentColor 0 2px,transparent 2px 5px)" if striped else "currentColor"
-    style = f"display:inline-block;box-sizing:border-box;vertical-align:middle;margin-right:8px;height:.8em;width:{12 * share:.2f}em"
-    return f"<span style='{style};border:1px solid;opacity:.75;background:{fill}'></span>"
 
 # %% ../../nbs/diagnostics/00_class_ratio.ipynb #b4e41d94
 def class_ratio(

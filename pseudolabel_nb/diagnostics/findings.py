@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Template
 from textwrap import fill
 
+from ..cards import TONES, Html, block, card, code, fold, html, items, tag
 from ..core import UserError, write_text
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #00e8653a
@@ -38,7 +39,7 @@ def _quoted(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #2ba95ed2
-severities = {"ok": "✓", "note": "i", "warning": "!", "severe": "‼"} # from harmless to bad, with the mark they are shown with
+severities = {name: mark for name, (mark, colour) in TONES.items()} # from harmless to bad, with the mark they are shown with
 
 @dataclass(frozen=True)
 class Finding:
@@ -146,7 +147,7 @@ class Diagnosis:
 
     def __repr__(self): return str(self)
 
-    def _repr_html_(self): return f"<div style='max-width:62rem'>{_body(self, 72)}</div>"
+    def _repr_html_(self): return card(f"Diagnosis{f' of {self.subject}' * bool(self.subject)}", _body(self, 72), about=self.worst, tone=self.worst)
 
     def page(
         self,
@@ -159,32 +160,29 @@ class Diagnosis:
         return Path(path)
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #c5cf2f05
-_bars = {"ok": "#009E73", "note": "#56B4E9", "warning": "#E69F00", "severe": "#D55E00"}
-
-def _finding_html(f: Finding) -> str:
+def _finding_html(f: Finding) -> Html:
     "A finding as a block."
-    remedy = f"<div>→ <code style='background:none;color:inherit'>{escape(f.remedy.call)}</code>{': ' * bool(f.remedy.why)}{escape(f.remedy.why)}</div>" if f.remedy else ""
-    head = f"<b>{severities[f.severity]} {f.severity}</b> · {escape(f.topic)} · <b>{escape(f.figure)}</b>"
-    return f"<div style='border-left:5px solid {_bars[f.severity]};padding:.1em .9em;margin:.7em 0'><div>{head}</div><div>{escape(f.sentence)}</div>{remedy}</div>"
+    remedy = tag("div", "→ ", code(f.remedy.call), ": " * bool(f.remedy.why), f.remedy.why) if f.remedy else ""
+    head = tag("div", tag("b", f"{severities[f.severity]} {f.severity}"), f" · {f.topic} · ", tag("b", f.figure))
+    return block(head, tag("div", f.sentence), remedy, tone=f.severity)
 
-def _section(d: Diagnosis, topic: str, dpi: int) -> str:
+def _section(d: Diagnosis, topic: str, dpi: int) -> Html:
     "The findings on a topic, then its pictures."
-    pictures = "".join(f"<div style='margin:.6em 0'>{p.html(dpi)}</div>" for p in d.pictures if p.topic == topic)
-    return "".join(map(_finding_html, d.about(topic))) + pictures
+    pictures = (tag("div", Html(p.html(dpi)), style="margin:.6em 0") for p in d.pictures if p.topic == topic)
+    return html(*map(_finding_html, d.about(topic)), *pictures)
 
-def _to_try(d: Diagnosis) -> str:
+def _to_try(d: Diagnosis) -> Html:
     "The remedies of all alarms, each once, in the order of the findings."
     calls = {f.remedy.call: f.topic for f in reversed(d.alarms) if f.remedy}
-    items = "".join(f"<li><code style='background:none;color:inherit'>{escape(call)}</code> ({escape(topic)})</li>" for call, topic in reversed(calls.items()))
-    return f"<p>To try, in this order:</p><ol>{items}</ol>" if items else ""
+    lines = [html(code(call), f" ({topic})") for call, topic in reversed(calls.items())]
+    return html(tag("p", "To try, in this order:"), items(lines, ordered=True)) if lines else Html()
 
-def _body(d: Diagnosis, dpi: int) -> str:
+def _body(d: Diagnosis, dpi: int) -> Html:
     "The verdict and what to try, then topic by topic, the worst first."
     topics = dict.fromkeys([f.topic for f in d.sorted()] + [p.topic for p in d.pictures])
-    left = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in d.left_out)
-    rest = f"<details><summary>not examined ({len(d.left_out)})</summary><ul>{left}</ul></details>" if left else ""
-    sections = "".join(f"<h3>{escape(t[:1].upper() + t[1:])}</h3>{_section(d, t, dpi)}" for t in topics)
-    return f"<p><b>{escape(d.verdict)}</b></p>{_to_try(d)}{sections}{rest}"
+    rest = fold(f"not examined ({len(d.left_out)})", items(f"{name}: {why}" for name, why in d.left_out)) if d.left_out else ""
+    sections = (html(tag("h3", t[:1].upper() + t[1:]), _section(d, t, dpi)) for t in topics)
+    return html(tag("p", tag("b", d.verdict)), _to_try(d), *sections, rest)
 
 _page = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>$title</title>

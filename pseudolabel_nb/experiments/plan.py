@@ -7,10 +7,10 @@ __all__ = ['quick', 'enough', 'hardly', 'Step', 'points', 'reading', 'Plan', 'ma
 
 # %% ../../nbs/experiments/04a_plan.ipynb #f4210940
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from textwrap import fill
 
+from ..cards import card, fold, items, table, tag
 from ..core import write_json, write_text
 from ..diagnostics.advice import Advice
 from ..measures.evidence import Evidence, in_points
@@ -146,12 +146,9 @@ class Plan:
 
     def _repr_html_(self):
         head, *rows = self.rows()
-        cells = lambda row, tag="td": "".join(f"<{tag} style='text-align:left;padding:2px 10px'>{escape(c)}</{tag}>" for c in row)
-        table = "".join(f"<tr style='background:none'>{line}</tr>" for line in [cells(head, "th"), *map(cells, rows)])
-        why = "".join(f"<li>{escape(s.recipe)}: {escape(s.why)}</li>" for s in self.steps)
-        rest = f"<p>Left, in this order: {escape(', '.join(self.left()))}</p>" if self.left() else ""
-        return (f"<div style='max-width:62rem'><p><b>{escape(self.conclusion)}</b></p><p>{escape(self.reading)}</p><table style='color:inherit;border-collapse:collapse'>{table}</table>"
-                f"<details><summary>why in this order</summary><ul>{why}</ul></details>{rest}<p>{escape(self.spent())}</p></div>")
+        why = items(f"{s.recipe}: {s.why}" for s in self.steps)
+        rest = [tag("p", f"Left, in this order: {', '.join(self.left())}")] if self.left() else []
+        return card(f"Plan: {self.goal:+g} F1", tag("p", tag("b", self.conclusion)), tag("p", self.reading), table(rows, head), fold("why in this order", why), *rest, about=self.spent())
 
 _spent = {"goal": "it ended at the goal", "runs": "the budget of runs was spent", "minutes": "the budget of time was spent", "phases": "every recipe of the plan had its turn", "ceiling": "the task is near its ceiling"}
 

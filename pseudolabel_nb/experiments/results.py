@@ -175,4 +175,7 @@ def plot_gains(
     if len(repeated): sns.pointplot(repeated, **shared, dodge=0.4 if several else False, errorbar=interval, linestyle="none", marker="D", markersize=6, capsize=0.1, err_kws=dict(linewidth=1.5), legend=False)
     ax.axvline(0, color="0.5", lw=1)
     ax.set(xlabel="gain over the supervised run of the same seed (points of F1)", ylabel="")
+    if not several: # a title does not hide a point, and says the same as a legend of one line
+        ax.get_legend().remove()
+        ax.set_title(shared["hue_order"][0], fontsize=10, loc="left")
     return ax

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..cards import bar, card, facts, table
 from ..core import UserError, progress, read_json, read_jsonl, write_json
 from .streaming import stream_predictions
 from ..measures.metrics import quantise
@@ -73,6 +74,12 @@ class Predictions:
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"Predictions({len(self)} images, {self.n_classes} classes, {self._numbers.nbytes / 2**20:.1f} MiB)"
 
+    def _repr_html_(self) -> str:
+        pixels = max(1, sum(h * w for h, w in self.shapes))
+        rows = [(f"class {c}" if c else "background", f"{n / pixels:.2%}", f"{sure:.3f}" if n else "", bar(n / pixels)) for c, (n, sure) in enumerate(self.by_class())]
+        said = facts([("stored", f"{self._numbers.nbytes / 2**20:.1f} MiB"), ("teacher", self.teacher), ("names", ", ".join(self.ids[:3]) + ", …" * (len(self) > 3))])
+        return card("Predictions", said, table(rows, ("predicted as", "of all pixels", "mean confidence", "")), about=f"{len(self):,} image{'s' * (len(self) != 1)}, {self.n_classes} classes")
+
     def index(self, id: str) -> int:
         "Where the image `id` stands; `UserError` if it is not there."
         if id not in self._where: raise UserError(f"{self.folder}: no predictions for image {id!r}; predict that image first")
@@ -108,6 +115,12 @@ class Predictions:
     def predicted(self) -> np.ndarray: # (N, C) int64
         "Pixels an image by most probable class."
         return self.histograms.sum(-1, dtype=np.int64)
+
+    def by_class(self) -> list[tuple[int, float]]: # pixels, mean confidence; one a class
+        "What was predicted in all images, from the histograms."
+        total = self.histograms.sum(0, dtype=np.int64)
+        sure = total @ ((np.arange(bins) + 0.5) / bins) / np.maximum(total.sum(-1), 1)
+        return list(zip(total.sum(-1).tolist(), sure.tolist()))
 
     def scores(self) -> np.ndarray: # (N,)
         "`image_scores` of all images."

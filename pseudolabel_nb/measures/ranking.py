@@ -8,10 +8,10 @@ __all__ = ['holm', 'Ranked', 'text_table', 'Ranking', 'rank']
 # %% ../../nbs/measures/04_ranking.ipynb #3af8ea2f
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
+from ..cards import card, table
 from ..core import UserError, random_stream
 from .evidence import in_points, p_text, t_test_p
 from .statistics import Interval, finite_values, paired_interval, resample_weights
@@ -77,8 +77,8 @@ class Ranking:
     def __repr__(self): return str(self)
 
     def _repr_html_(self):
-        rows = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>" for cells in self._cells())
-        return f"<table>{rows}</table><p>{escape(self.conclusion)}</p>"
+        head, *rows = self._cells()
+        return card("Ranking", table(rows, head), about=self.conclusion)
 
 # %% ../../nbs/measures/04_ranking.ipynb #c795dc9c
 def _matrix(gains: Mapping[str, Sequence[float]]) -> tuple[list[str], np.ndarray]: # names, (n, k)

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from textwrap import shorten
 
+from ..cards import card, code, facts, fold, table, tag
 from ..core import UserError, read_jsonl
 from ..measures.statistics import paired_interval
 from .run import Run
@@ -112,7 +112,8 @@ def read_facts(
     config, rounds, result, error = run.config, read_jsonl(run.folder / "rounds.jsonl"), run.result or {}, run.error or {}
     for file, found in {"config.json": config, "result.json": result, "error.json": error, **{f"rounds.jsonl, line {k}": r for k, r in enumerate(rounds, 1)}}.items():
         if not isinstance(found, dict): raise UserError(f"{run.folder / file}: found {str(found)[:40]!r}; expected a table of names and values, so restore the file or remove the run")
-    return RunFacts(run, name or run.name, run.status, flatten(config), rounds, result, str(error.get("error", "")).strip())
+    origin = {"recipe.branched": f"{o['name']}, round {o['round']}"} if (o := run.origin) else {} # not in config.json, which a resumed run is compared with
+    return RunFacts(run, name or run.name, run.status, flatten(config) | origin, rounds, result, str(error.get("error", "")).strip())
 
 # %% ../../nbs/runs/01_compare.ipynb #16ebeb0e
 _most_rows = 20 # shown; `table` has all
@@ -234,9 +235,16 @@ class Comparison:
         return f"{self._head()}\n{self._shown().to_string(index=False, na_rep='', max_colwidth=40, float_format='{:.4g}'.format)}" + f"\n… and {rest} more in .table" * (rest > 0)
 
     def _repr_html_(self):
-        rest, same = len(self.facts) - _most_rows, ", ".join(f"{n} {v}" for n, v in self.same.items())
-        table = self._shown().to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
-        return f"<b>{escape(self._head())}</b>{table}" + f"<p>… and {rest} more in <code>.table</code></p>" * (rest > 0) + f"<details><summary>the same in all</summary>{escape(same)}</details>"
+        rest, shown = len(self.facts) - _most_rows, self._shown()
+        rows = [[_cell_text(value) for value in row] for row in shown.itertuples(index=False)]
+        more = [tag("p", f"… and {rest} more in ", code(".table"))] if rest > 0 else []
+        head, _, counts = self._head().partition(": ")
+        return card(head, table(rows, list(shown.columns)), *more, fold("the same in all", facts(self.same.items())), about=counts)
+
+def _cell_text(value) -> str:
+    "A value as a table shows it; nothing where there is none."
+    if value is None or value != value: return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 def _column(values: list): # pandas.Series
     "A column that keeps null apart from a field that is not there."

@@ -10,10 +10,10 @@ import platform, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html import escape
 from importlib import metadata
 from pathlib import Path
 
+from ..cards import Html, bar, block, card, code, facts, html, table
 from ..core import UserError, append_jsonl, from_dict, read_json, read_jsonl, write_json
 
 # %% ../../nbs/runs/00_run.ipynb #cca9efe5
@@ -53,6 +53,33 @@ class RoundRecord:
         "What each rule of agreement would keep of the foreground, as a share of what it keeps."
         shares = {rule: sum(kept[1:]) / max(sum(kept), 1) for rule, kept in self.agreement.items()}
         return f"foreground if {', '.join(f'{rule} {share:.2%}' for rule, share in shares.items())}; " if shares else ""
+
+    def _repr_pretty_(self, printer, cycle): printer.text(str(self))
+
+    def _repr_html_(self): return _round_card(self)
+
+def _gain_text(r: RoundRecord) -> str:
+    "Gain over the last accepted student, with its interval."
+    return "" if r.gain is None else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
+
+def _gate_text(r: RoundRecord) -> str:
+    "What the gate decided."
+    return "first teacher" if r.gain is None else "accepted" if r.accepted else "refused"
+
+def _ratios(r: RoundRecord) -> Html:
+    "Foreground of the kept pixels and of the labels, as bars of one scale."
+    if r.ratio_pseudo is None or not r.n_pseudo: return Html()
+    top = max(r.ratio_pseudo, r.ratio_labelled, 1e-9)
+    return table([("kept", f"{r.ratio_pseudo:.2%}", bar(r.ratio_pseudo / top, striped=True)), ("labels", f"{r.ratio_labelled:.2%}", bar(r.ratio_labelled / top))])
+
+def _round_card(r: RoundRecord) -> str:
+    "A round as a card."
+    kept = ", ".join(f"{n:,} px of class {c}" if c else f"{n:,} px of background" for c, n in enumerate(r.kept))
+    said = [("validation F1", html(f"{r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}; foreground from {r.threshold:.3f} on)")), ("gain", _gain_text(r) + (f", above 0 with probability {r.probability:.2f}" if r.probability is not None else "")),
+            ("pseudo-labelled", f"{r.n_pseudo:,} images" + f"; kept {kept}" * bool(kept) if r.n_pseudo else ""), ("thresholds", ", ".join(f"{t:.3f}" for t in r.thresholds)), ("foreground", _ratios(r)), ("verdict", r.verdict),
+            ("agreement", r._agreed().rstrip("; ")), ("trained", f"{r.steps:,} steps"), ("weights", code(r.checkpoint))]
+    tone = "warning" if r.warning else "note" if r.gain is not None and not r.accepted else "ok"
+    return card(f"round {r.round}", facts(said), *([block(r.warning, tone="warning")] if r.warning else []), about=_gate_text(r), tone=tone)
 
 # %% ../../nbs/runs/00_run.ipynb #ad9297b4
 class Run:
@@ -99,6 +126,12 @@ class Run:
         return read_json(path) if path.exists() and not self.result else None
 
     @property
+    def origin(self) -> dict | None: # "run" (its folder, from this one), "name", "round", "changes"
+        "Of a branch: which run it shares its first rounds with, up to which one; None for a run of its own."
+        path = self.folder / "branch.json"
+        return read_json(path) if path.exists() else None
+
+    @property
     def status(self) -> str:
         "'finished', 'failed', 'trained, not scored', 'running or interrupted', or 'new'."
         if self.result: return "finished"
@@ -128,13 +161,34 @@ class Run:
 
     def __repr__(self):
         lines = [f"{self.name}: {self.status}", *map(str, self.records())]
+        if o := self.origin: lines.insert(1, f"branched from {o['name']} after round {o['round']}")
         if e := self.error: lines.append(f"error: {str(e.get('error', 'unknown')).strip()} ({e.get('when', 'no time is given')})")
         if r := self.result: lines.append(f"test F1 {r['f1']:.3f} (precision {r['precision']:.3f}, recall {r['recall']:.3f}), best round {r['best_round']}")
         return "\n".join(lines)
 
-    def _repr_html_(self):
-        head, *rest = repr(self).splitlines()
-        return f"<b>{escape(head)}</b><ul>{''.join(f'<li>{escape(line)}</li>' for line in rest)}</ul>"
+    def _repr_html_(self): return _run_card(self)
+
+_tones = {"finished": "ok", "failed": "severe", "trained, not scored": "note", "running or interrupted": "note", "new": "note"}
+
+def _rounds_table(records: list[RoundRecord]) -> Html:
+    "A line a round."
+    head = ("round", "pseudo-labelled", "foreground kept (labels)", "validation F1", "gain", "gate", "")
+    kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labelled:.2%})" if r.n_pseudo else ""
+    return table([(r.round, f"{r.n_pseudo:,}" if r.n_pseudo else "", kept(r), f"{r.f1:.3f}", _gain_text(r), _gate_text(r), r.warning) for r in records], head) if records else Html()
+
+def _asked(run: Run) -> list[tuple]:
+    "What was asked for, of what its files say."
+    config, split = (read_json(path) if (path := run.folder / f"{name}.json").exists() else {} for name in ("config", "split"))
+    recipe, ratio, labelled = config.get("recipe", {}), config.get("labelled_ratio"), split.get("labelled")
+    name = ": ".join(filter(None, (recipe.get("name"), recipe.get("about"))))
+    return [("recipe", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"), ("data", config.get("data")), ("labelled images", labelled and f"{len(labelled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")), ("seed", config.get("seed"))]
+
+def _run_card(run: Run) -> str:
+    "A run as a card."
+    r, e, records = run.result, run.error, run.records()
+    scored = r and f"F1 {r['f1']:.3f}" + (f" (precision {r['precision']:.3f}, recall {r['recall']:.3f}), round {r['best_round']}" if "best_round" in r else "")
+    failed = [block(str(e.get("error", "unknown")).strip(), f" ({e.get('when', 'no time is given')})", tone="severe")] if e else []
+    return card(run.name, facts([*_asked(run), ("test", scored and html(scored))]), _rounds_table(records), *failed, about=run.status, tone=_tones[run.status])
 
 def open_run(
     folder: str | Path, # a run folder
@@ -143,7 +197,7 @@ def open_run(
     if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
     return Run(folder)
 
-# %% ../../nbs/runs/00_run.ipynb #3e49e120
+# %% ../../nbs/runs/00_run.ipynb #cd958138
 packages = "pseudolabel_nb", "torch", "monai", "numpy"
 
 def environment(
@@ -174,7 +228,7 @@ def begin_run(
     for name, new in (("split", split), ("config", config)): write_json(run.folder / f"{name}.json", new)
     return run
 
-# %% ../../nbs/runs/00_run.ipynb #cd958138
+# %% ../../nbs/runs/00_run.ipynb #50542c37
 @contextmanager
 def locked(
     folder: str | Path,
@@ -183,7 +237,7 @@ def locked(
     from filelock import FileLock, Timeout
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(Path(folder) / ".lock", timeout=0):
+        with FileLock(Path(folder) / ".lock", timeout=0, thread_local=False): # a generator may be gone on with, or closed, in another thread
             for stale in Path(folder).rglob(".*.part"): stale.unlink(missing_ok=True)
             yield
     except Timeout: raise UserError(f"{folder}: another process is working in this run folder; wait for it, or choose another output folder") from None

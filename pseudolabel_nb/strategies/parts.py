@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cards import bar, block, card, code, facts, fields_card, masks, table
 from ..core import UserError, pick, registering
 from ..inference.ensembles import combinations
 from ..inference.predictions import Predictions, bins
@@ -32,6 +33,12 @@ class Rule:
     by_confidence: bool = False # weigh a kept pixel by the probability of its class as well
     warning: str = "" # what the selector could not do, in a sentence
 
+    def _repr_html_(self) -> str:
+        names = ", ".join(self.images[:3]) + ", …" * (len(self.images) > 3)
+        said = [(f"keep class {c} from" if c else "keep background from", f"{t:.3f}") for c, t in enumerate(self.thresholds)]
+        said += [("best images", names), ("weight", self.weight if self.weight != 1 else ""), ("weighed by", "confidence" if self.by_confidence else "")]
+        return card("Rule", facts(said), *([block(self.warning, tone="warning")] if self.warning else []), about=f"{len(self.images):,} image{'s' * (len(self.images) != 1)}")
+
 @dataclass(frozen=True)
 class Selection:
     "Targets and weights for a batch, and the counts that explain them."
@@ -39,6 +46,18 @@ class Selection:
     weight: Tensor # (N, H, W) float32, 0 where ignored
     kept: tuple[int, ...] # (C,) pixels kept a class
     ignored: int # pixels left out
+
+    def _rows(self) -> list[tuple[str, int, float]]: # name, pixels, share
+        named = [*((f"class {c}" if c else "background", n) for c, n in enumerate(self.kept)), ("ignored", self.ignored)]
+        return [(name, n, n / max(1, self.target.numel())) for name, n in named]
+
+    def __str__(self): return f"{' × '.join(map(str, self.target.shape))}: " + ", ".join(f"{name} {n:,} px ({share:.1%})" for name, n, share in self._rows())
+
+    def _repr_pretty_(self, printer, cycle): printer.text(f"Selection of {self}")
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{n:,} px", f"{share:.1%}", bar(share)) for name, n, share in self._rows()]
+        return card("Selection", masks(self.target[:4].cpu().numpy()), table(rows), about=f"{' × '.join(map(str, self.target.shape))} px")
 
 # %% ../../nbs/strategies/00_parts.ipynb #8e5f39d6
 def apply(
@@ -172,6 +191,7 @@ class Teacher:
     combine: str = "mean" # of members: "mean", "weighted" (by validation F1), "majority", "unanimous" or "reliable_negatives", or one's own by `register_combination`
     decay: float | None = None # a step, of the student's average; None: that of the settings
     loss: str = "" # of the first teacher: "" learns from labels alone; "nnpu" and "ge_binomial" from foreground and unlabelled images
+    _repr_html_ = fields_card
 
     def __post_init__(self):
         check_choice("teacher.who", self.who, ("student", "average", "peer"))
@@ -195,6 +215,7 @@ class Student:
     feature_dropout: float = 0.0 # share of the encoder's channels that are dropped in one more pass, in [0, 1)
     loss: str = "" # of pseudo-labelled windows, a registered name; "": that of labelled ones
     background: str = "labelled" # of labelled images: known, or "unlabelled" where only some objects are annotated
+    _repr_html_ = fields_card
 
     def __post_init__(self):
         for name, known in _choices.items(): check_choice(f"student.{name}", getattr(self, name), known)
@@ -253,6 +274,10 @@ class Recipe:
         return "\n".join([f"{self.name}: {self.about}", *(f"  {name:<9} {_briefly(part)}" for name, part in parts)])
 
     def _repr_pretty_(self, printer, cycle): printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        parts = [("selector", "none: labels only" if self.selector is None else self.selector), ("schedule", self.schedule), ("teacher", self.teacher), ("refresh", self.refresh), ("student", self.student), ("rounds", self.rounds), ("prior", self.prior)]
+        return card(self.name, facts((name, part if isinstance(part, (int, float, str)) or part is None else code(_briefly(part))) for name, part in parts), about=self.about)
 
     def selector_at(self, round: int) -> Selector:
         "The selector of round `round` (from 1)."

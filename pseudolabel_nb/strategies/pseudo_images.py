@@ -8,6 +8,7 @@ __all__ = ['target_table', 'PseudoImages', 'UnlabelledImages']
 # %% ../../nbs/strategies/01_pseudo_images.ipynb #fb3483d4
 import numpy as np
 
+from ..cards import card, facts, masks
 from ..inference.predictions import Predictions, levels, with_background
 from .parts import Rule, Selection, apply
 
@@ -38,6 +39,9 @@ class PseudoImages:
 
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"PseudoImages({len(self)} images, thresholds {self.rule.thresholds})"
+
+    def _repr_html_(self) -> str:
+        return card("PseudoImages", masks(self.mask(i) for i in range(min(4, len(self)))), facts([("thresholds", ", ".join(f"{t:.3f}" for t in self.rule.thresholds))]), about=f"{len(self):,} image{'s' * (len(self) != 1)}")
 
     def shape(self, i: int) -> tuple[int, int]:
         "(H, W) of image `i`."

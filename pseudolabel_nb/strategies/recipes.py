@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError, pick, read_json, replace_fields
+from .best import best
 from .class_balanced import class_balanced
 from .class_quantiles import class_quantiles
 from .copy_paste import copy_paste
@@ -63,7 +64,7 @@ def register_recipe(
 
 # %% ../../nbs/strategies/16_recipes.ipynb #166af610
 supervised = Recipe("supervised", rounds=0, about="labels only: the baseline that everything is measured against")
-for made in (supervised, naive, low_threshold, limited, class_balanced, class_quantiles, curriculum, weighted, ensemble, pu, mean_teacher, fixmatch, unimatch, cps, copy_paste): register_recipe(made)
+for made in (supervised, naive, low_threshold, limited, class_balanced, class_quantiles, curriculum, weighted, ensemble, pu, mean_teacher, fixmatch, best, unimatch, cps, copy_paste): register_recipe(made)
 _given.update(recipes)
 
 # %% ../../nbs/strategies/16_recipes.ipynb #cdf5621e

@@ -21,6 +21,7 @@ from ..measures.statistics import bootstrap_gain
 from ..models.checkpoints import load_network, load_tensors
 from ..models.distributed import own_folder
 from ..models.networks import build_network
+from ..runs.branch import steps_left
 from ..runs.run import RoundRecord, Run, locked
 from ..strategies.parts import Recipe, Student
 from ..strategies.pseudo_images import PseudoImages, UnlabelledImages
@@ -143,7 +144,8 @@ def rounds(
 ) -> Iterator[RoundRecord]:
     "Train the rounds that are still to do, one at each `next`. Raises `UserError` where another process works in the folder."
     task = open_task(run, data)
-    steps = phase_steps(task.settings.steps, task.recipe.rounds, task.settings.teacher_share)
+    done = [r.steps for r in run.records()] # of a branch perhaps other than `phase_steps` says
+    steps = done + steps_left(task.settings.steps, done, task.recipe.rounds) if done else phase_steps(task.settings.steps, task.recipe.rounds, task.settings.teacher_share)
     with locked(run.folder):
         for number in range(len(run.records()), len(steps)):
             record = _student_round(task, number, steps[number]) if number else _teacher_round(task, steps[0])

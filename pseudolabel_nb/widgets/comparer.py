@@ -12,8 +12,10 @@ from pathlib import Path
 
 import ipywidgets as w
 
+from ..cards import Html, card, items, table
 from ..core import UserError, write_bytes
 from .comparer_state import CURVES, METRICS, ORDERS, VIEWS, ComparerState
+from .snapshots import WithSnapshot
 
 # %% ../../nbs/widgets/04_comparer.ipynb #e926c6e3
 _named = {"recipe.name": "recipe", "ratio_pseudo": "pseudo ratio", "labelled_ratio": "labelled"}
@@ -22,10 +24,13 @@ def _said(column: str) -> str:
     "A column's head."
     return _named.get(column, column.rpartition(".")[2]).replace("_", " ")
 
+_widths = {"status": 110, "recipe.name": 120, "error": 200, "seed": 40, "ratio_pseudo": 100, "seconds": 75} | dict.fromkeys(("test_f1", "val_f1", "rounds"), 65) # px, where there is room
+
 def _grid(columns: list[str]) -> str:
-    "CSS of the columns' widths."
-    widths = {"status": "110px", "recipe.name": "120px", "error": "240px", "seed": "40px", "ratio_pseudo": "90px"} | dict.fromkeys(("test_f1", "val_f1", "rounds", "seconds"), "60px")
-    return "display:grid;column-gap:8px;line-height:28px;grid-template-columns:" + " ".join(widths.get(c, "90px") for c in columns)
+    "CSS of the columns' widths: they share the page, and the table scrolls where each has shrunk to two thirds."
+    widths = [_widths.get(c, 90) for c in columns]
+    least = [max(40, 2 * n // 3) for n in widths]
+    return f"display:grid;column-gap:8px;line-height:28px;min-width:{sum(least) + 8 * len(least)}px;grid-template-columns:" + " ".join(f"minmax({a}px,{n}fr)" for a, n in zip(least, widths))
 
 def row_html(
     values: dict[str, str], # by column; of the head: its words
@@ -56,10 +61,8 @@ def snapshot_html(
     state: ComparerState,
 ) -> str:
     "The page of the table, the sentences and the figure, as a page without a kernel can show them."
-    head = "".join(f"<th>{escape(_said(c))}</th>" for c in ("picked", *state.columns()))
-    body = "".join(f"<tr><td>{'✓' if r['name'] in state.settings.picked else ''}</td>{''.join(f'<td>{escape(v)}</td>' for v in r.values())}</tr>" for r in state.shown())
-    lines = "".join(f"<li>{escape(line)}</li>" for line in state.sentences())
-    return f"<p><b>{escape(counted(state))}</b></p><table><tr>{head}</tr>{body}</table><ul>{lines}</ul>{picture_html(state)}"
+    rows = [("✓" if r["name"] in state.settings.picked else "", *r.values()) for r in state.shown()]
+    return card("Runs", table(rows, ("picked", *map(_said, state.columns()))), items(state.sentences()), Html(picture_html(state)), about=counted(state))
 
 # %% ../../nbs/widgets/04_comparer.ipynb #c7c7449d
 def _button(text: str, tip: str, act) -> w.Button:
@@ -81,7 +84,7 @@ def _choice(name: str, tip: str, options, width: str = "230px") -> w.Dropdown:
     "A list to choose one of."
     return _text(w.Dropdown, name, tip, width, options=options)
 
-class RunComparer(w.VBox):
+class RunComparer(WithSnapshot):
     "Runs below a folder, to search, pick and compare; `state` holds what is shown. Two comparers of one state stay in step."
     def __init__(self,
         runs: str | Path | ComparerState, # a folder with runs at or below it; or the state of another view
@@ -102,10 +105,11 @@ class RunComparer(w.VBox):
         "Rows that are filled anew on each page."
         n = self.state.settings.rows
         self.ticks = [w.Checkbox(indent=False, layout=w.Layout(width="200px", min_width="200px", margin="0")) for _ in range(n)]
-        self.cells = [w.HTML(layout=w.Layout(margin="0", flex="0 0 auto")) for _ in range(n)]
-        self.lines = [w.HBox([t, c], layout=w.Layout(align_items="center", overflow="visible", flex="0 0 auto")) for t, c in zip(self.ticks, self.cells)]
-        self.head = w.HTML(layout=w.Layout(margin="0 0 0 200px", flex="0 0 auto"))
-        self.table = w.VBox([self.head, *self.lines], layout=w.Layout(overflow="auto", width="100%"))
+        self.cells = [w.HTML(layout=w.Layout(margin="0", flex="1 0 auto", width="0")) for _ in range(n)]
+        self.lines = [w.HBox([t, c], layout=w.Layout(align_items="center", overflow="visible", flex="0 0 auto", min_width="max-content", display="flex")) for t, c in zip(self.ticks, self.cells)]
+        self.head = w.HTML(layout=self.cells[0].layout)
+        above = w.HBox([w.HTML("<b>run</b>", layout=w.Layout(width="200px", min_width="200px", margin="0")), self.head], layout=self.lines[0].layout)
+        self.table = w.VBox([above, *self.lines], layout=w.Layout(overflow="auto", width="100%"))
         for k, tick in enumerate(self.ticks): tick.observe(lambda change, k=k: self._ticked(k, change["new"]), "value")
 
     def _make_views(self) -> None:
@@ -182,6 +186,7 @@ class RunComparer(w.VBox):
             try:
                 for part in (self._show_table, self._show_controls, self._show_view): part(state)
             finally: self._busy = was
+        self.keep_soon()
 
     def _show_table(self, state: ComparerState) -> None:
         "The page of the table."
@@ -252,10 +257,3 @@ class RunComparer(w.VBox):
         return snapshot_html(self.state)
 
     def __repr__(self): return f"RunComparer: {counted(self.state)}"
-
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        "The live view, and beside it a snapshot for where no kernel runs."
-        bundle = super()._repr_mimebundle_(**kwargs) or {}
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["text/html"], data["text/plain"] = self.snapshot(), repr(self)
-        return bundle

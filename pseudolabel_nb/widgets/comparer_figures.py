@@ -6,6 +6,8 @@
 __all__ = ['paired', 'say', 'plot_paired', 'latest_store', 'image_choices', 'foreground', 'show_image']
 
 # %% ../../nbs/widgets/03_comparer_figures.ipynb #6d12bcba
+from textwrap import fill
+
 import numpy as np
 
 from ..core import UserError
@@ -125,6 +127,15 @@ def _panel(facts: RunFacts, data: Data | None, id: str, kind: str, oracle: bool)
     hits, missed, invented = ((a & seen).sum() for a in ((mask > 0) & (truth == mask), (truth > 0) & (truth != mask), (mask > 0) & (truth != mask)))
     return image, mask, truth, f"{facts.name}\n{words}\nF1 {2 * hits / max(1, 2 * hits + missed + invented):.3f}, missed {missed:,} px, invented {invented:,} px"
 
+def _not_shown(
+    titles: list[str], # "run: why"
+    most: int = 3, # names that are listed with a reason
+) -> str:
+    "Which runs cannot show an image, by reason."
+    why = {}
+    for title in titles: why.setdefault(title.partition(": ")[2], []).append(title.partition(": ")[0])
+    return "; ".join(f"{', '.join(names[:most])}{f' and {len(names) - most} more' * (len(names) > most)}: {reason}" for reason, names in why.items())
+
 def show_image(
     comparison: Comparison,
     data: Data | None = None, # that the runs were trained on; None: probabilities stand in for the image
@@ -139,8 +150,8 @@ def show_image(
     if image not in choices: raise UserError(f"image {image!r} can be shown by none of {len(comparison.facts)} runs; expected one of {', '.join(list(choices)[:3])}, so name such an image")
     panels = [_panel(f, data, image, choices[image], oracle) for f in comparison.facts]
     shown = [p for p in panels if p[0] is not None]
-    missing = "; ".join(p[3] for p in panels if p[0] is None)
+    missing = _not_shown([p[3] for p in panels if p[0] is None])
     if not shown: raise UserError(f"{image}: {missing}; expected at least one run that can show it, so pick another image or other runs")
     fig = show_grid(*([p[k] for p in shown] for k in (0, 1)), truths=[p[2] for p in shown], titles=[p[3].replace("$", r"\$") for p in shown], columns=columns, size=3.6)
-    fig.suptitle(f"{image} ({choices[image]})" + f"\nnot shown: {missing}"[:160] * bool(missing), fontsize=9, parse_math=False)
+    fig.suptitle(f"{image} ({choices[image]})" + f"\n{fill(f'not shown: {missing}', 130)}" * bool(missing), fontsize=9, parse_math=False)
     return fig

@@ -16,6 +16,7 @@ from ..inference.predictions import Predictions
 from ..strategies.parts import Recipe
 from .explorer_picture import Canvas, figures_html, histogram_svg, legend_html, snapshot_html
 from .explorer_state import LAYERS, ORDERS, ExplorerState
+from .snapshots import WithSnapshot
 
 # %% ../../nbs/widgets/02_explorer.ipynb #79e4b537
 def _button(text: str, tip: str, **options) -> w.Button:
@@ -32,14 +33,7 @@ def _row(*children: w.Widget, **layout) -> w.HBox:
     return w.HBox(children, layout=w.Layout(**{"flex_flow": "row wrap", "align_items": "center", **layout}))
 
 # %% ../../nbs/widgets/02_explorer.ipynb #aae43849
-def _hidden_while_live(html: str) -> str:
-    "Show `html` only where the live view does not run, and then not its error message."
-    area, live = ".jp-OutputArea:has(.pseudolabel-still)", ":has(.pseudolabel-live)"
-    style = f"{area}{live} .pseudolabel-still{{display:none}}{area}:not({live}) .jp-OutputArea-output.jupyter-widgets{{display:none}}"
-    return f"<style>{style}</style><div class='pseudolabel-still'>{html}</div>"
-
-# %% ../../nbs/widgets/02_explorer.ipynb #49118e1f
-class PseudoLabelExplorer(w.VBox):
+class PseudoLabelExplorer(WithSnapshot):
     "Images with what a teacher said about them and what thresholds keep of it; `state` holds the settings, `recipe` what they come to."
     def __init__(self,
         predictions: Predictions | ExplorerState, # of the images to explore; or the state of another view
@@ -50,11 +44,10 @@ class PseudoLabelExplorer(w.VBox):
     ):
         if not isinstance(predictions, ExplorerState) and data is None: raise UserError("data: found none; expected the images that were predicted, so pass the data they come from")
         self.state = predictions if isinstance(predictions, ExplorerState) else ExplorerState(predictions, data, **options)
-        self.canvas, self._busy, self._still = Canvas(self.state, side), False, None
+        self.canvas, self._busy = Canvas(self.state, side), False
         self._make_controls(side)
         super().__init__([self._top(), _row(self._left(side), self._right(), align_items="flex-start")])
         self.layout.overflow = "hidden"
-        self.add_class("pseudolabel-live")
         self.state.observers.append(self._show)
         self._show(self.state)
 
@@ -68,25 +61,7 @@ class PseudoLabelExplorer(w.VBox):
         if self._show in self.state.observers: self.state.observers.remove(self._show)
         super().close()
 
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        "The live view, and beside it a snapshot for where no kernel runs."
-        bundle = super()._repr_mimebundle_(**kwargs) or {}
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["text/html"], data["text/plain"] = self.snapshot(), repr(self.state)
-        return bundle
-
-    def _ipython_display_(self, **kwargs) -> None:
-        "A snapshot that stays in the notebook, hidden while the live view stands below it; then the live view."
-        from IPython.display import HTML, display
-        self._still = display(HTML(_hidden_while_live(self.snapshot())), display_id=True)
-        bundle = self._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        display({kind: value for kind, value in data.items() if kind != "text/html"}, raw=True)
-
-    def _keep_still(self) -> None:
-        "Bring the stored snapshot up to date."
-        from IPython.display import HTML
-        if self._still is not None: self._still.update(HTML(_hidden_while_live(self.snapshot())))
+    def __repr__(self): return repr(self.state)
 
     def snapshot(self) -> str: # HTML
         "What is shown now, as a page without a kernel can show it."
@@ -162,16 +137,11 @@ class PseudoLabelExplorer(w.VBox):
         less, more = (self._clicked(_button(sign, f"{word} the threshold of {self.state.classes[c]} by 0.01", width="34px"), lambda by=by: move(by)) for sign, word, by in (("−", "Lower", -0.01), ("+", "Raise", 0.01)))
         return w.HBox([less, self.sliders[c], more], layout=w.Layout(align_items="center"))
 
-    def _use(self) -> None:
-        "Take the recipe, and store the picture that belongs to it."
-        self.state.use()
-        self._keep_still()
-
     def _right(self) -> w.Widget:
         state = self.state
         acts = {"best": ("best F1 on validation", "Foreground thresholds of highest F1 on the validation images" if state.joint is not None else "Needs validation=Predictions", state.at_best_f1, state.joint is None),
                 "prior": ("at the prior", "Foreground thresholds that keep as much foreground as the prior says" if state.prior else "Needs labelled training images or prior=", state.at_prior, state.prior is None),
-                "reset": ("reset", "Back to the thresholds of the preset", state.reset, False), "use": ("Use these settings", "Take the recipe: explorer.recipe", self._use, False)}
+                "reset": ("reset", "Back to the thresholds of the preset", state.reset, False), "use": ("Use these settings", "Take the recipe: explorer.recipe", state.use, False)}
         self.buttons |= {name: self._clicked(_button(text, tip, disabled=off, button_style="primary" if name == "use" else ""), act) for name, (text, tip, act, off) in acts.items()}
         return w.VBox([self.preset, *(self._nudges(c) for c in range(len(self.sliders))), _row(self.together, *(self.buttons[n] for n in acts)),
                        self.histogram, self.figures, self.taken], layout=w.Layout(flex="1 1 380px", min_width="0"))
@@ -187,6 +157,7 @@ class PseudoLabelExplorer(w.VBox):
             for name, box in self.layers.items(): self._set(box, value=name in s.layers)
         finally: self._busy = False
         self._draw(state)
+        self.keep_soon()
 
     def _draw(self, state: ExplorerState) -> None:
         "The picture and the numbers."
