@@ -8,32 +8,38 @@ import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
+from tables import command_pages, strategy_table
+
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSED, SOURCE, HTML = ROOT / "_proc", ROOT / "_docs/source", ROOT / "_docs/html"
 
 # Sections in the order of the sidebar; a folder (or a notebook beside index) that is not named here comes last, under its own name.
 SECTIONS = {
     "tutorials": ("Tutorials", "How to use it, from the first run to your own data."),
-    "data": ("Data", "Images and masks of many layouts, splits that are honest, and the built-in micrographs."),
-    "models": ("Models", "Networks and their checkpoints."),
-    "measures": ("Measures", "Metrics, priors and statistics: pure functions on arrays."),
-    "runs": ("Runs", "The folder that explains itself, and how runs are compared."),
-    "inference": ("Inference", "Predicting large images and many of them, once, to disk."),
-    "strategies": ("Strategies", "Which pseudo-labels are trusted: the parts of a recipe, a notebook for each strategy."),
+    "strategies": ("Strategies", "Which pseudo-labels are trusted: the parts of a recipe, a notebook for each strategy. [Which one?](#which-one) A table below the list tells."),
     "diagnostics": ("Diagnostics", "What is wrong with pseudo-labels, and what to try next."),
     "training": ("Training", "Losses, augmentation, the one loop, and rounds."),
     "experiments": ("Experiments", "Sweeps, action plans and reports."),
     "widgets": ("Widgets", "Looking at predictions, thresholds and rounds."),
-    "cli": ("Command line", ""),
+    "data": ("Data formats", "Images and masks of many layouts, splits that are honest, and the built-in micrographs."),
+    "commands": ("Command line", "What every command can be told, as its `--help` says it."),
     "benchmarks": ("Benchmarks", "What was measured, and how to measure it again."),
-    "core": ("Foundations", ""),
+    "inference": ("Inference", "Predicting large images and many of them, once, to disk."),
+    "runs": ("Runs", "The folder that explains itself, and how runs are compared."),
+    "measures": ("Measures", "Metrics, priors and statistics: pure functions on arrays."),
+    "models": ("Models", "Networks and their checkpoints."),
+    "foundations": ("Foundations", "What all the others stand on."),
 }
+# Notebooks beside index, by the section they belong to
+BESIDE = {"cli": "commands", "arguments": "commands", "core": "foundations", "cards": "foundations"}
 QUARTO_CALLOUT = re.compile(r"^(:{3,}) *\{\.callout-(\w+)[^}]*\}", re.M)
 QUARTO_DIV = re.compile(r"^:{3,} *(\{\.(?!callout)[^}]*\})? *$\n?", re.M)
 QUARTO_ATTRIBUTES = re.compile(r"(?<=[)\]])\{[^}\n]*\}|(?<=\S)[ \t]+\{[.#][^}\n]*\}[ \t]*$", re.M)
 OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\((?:\.\./)+([\w./-]+)\)")
 LINK = re.compile(r"\]\(([^)\s:]+?)\.(ipynb|html)(?:#([^)\s]*))?\)")
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.M | re.S)
+PLAIN = re.compile(r"(^```.*?^```[ \t]*$|\{\w+\}`[^`]+`|\[[^\]]*\]\([^)]*\))", re.M | re.S)  # where names stay as they are: code, roles such as {term}, links
+MADE = {"strategies": strategy_table, "commands": command_pages}  # what follows the list of chapters on a section's first page
 
 
 def process() -> None:
@@ -129,15 +135,34 @@ def toctree(entries: list[str]) -> str:
 def section_page(folder: str, pages: list[str], about: dict[str, dict]) -> str:
     "A section's first page: what it is about, and its chapters with their subtitles."
     title, intro = SECTIONS.get(folder, (folder.capitalize(), ""))
-    rows = [f"- [{about[p].get('title', p)}]({PurePosixPath(p).name}.ipynb): {about[p].get('description', '')}" for p in pages]
-    return "\n".join([f"# {title}", "", intro, "", *rows, "", toctree([PurePosixPath(p).name for p in pages])])
+    paths = [os.path.relpath(p, folder) for p in pages]
+    rows = [f"- [{about[p].get('title', p)}]({path}.ipynb): {about[p].get('description', '')}" for p, path in zip(pages, paths)]
+    made = MADE[folder]() if folder in MADE else ""
+    return "\n".join([f"# {title}", "", intro, "", *rows, "", made, toctree(paths)])
+
+
+def written_pages(known: dict[str, set[str]]) -> dict[str, str]:
+    "The pages that are no notebooks, by name, in the order of the sidebar; links to notebooks, written from where the file lies, point at pages."
+    files = {name: ROOT / f"docs/pages/{name}.md" for name in ("glossary", "bibliography", "dependencies")}
+    files |= {name: ROOT / f"{name.upper()}.md" for name in ("contributing", "changelog")}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    here = {name: re.sub(r"\]\((?:\.\./\.\./)?(?:nbs|docs/pages|docs)/", "](", text) for name, text in texts.items()}
+    return {name: linkify(markdown(text, name, known), name, known) for name, text in here.items()}
+
+
+def linkify(text: str, page: str, known: dict[str, set[str]]) -> str:
+    "Names of the package in the prose as links to where they are documented, as nbdev does it in notebooks."
+    from nbdev.doclinks import NbdevLookup
+    lookup = NbdevLookup()
+    parts = PLAIN.split(text)
+    return "".join(part if i % 2 else LINK.sub(lambda m: link(m, page, known), lookup.linkify(part)) for i, part in enumerate(parts))
 
 
 def contents(pages: dict) -> dict[str, list[str]]:
-    "section → its pages, in the order of `SECTIONS`; a notebook beside index is a section of its own."
+    "section → its pages, in the order of `SECTIONS`; a notebook beside index that `BESIDE` does not place is a section of its own."
     groups: dict[str, list[str]] = {}
     for page in pages:
-        if page != "index": groups.setdefault(page.split("/")[0], []).append(page)
+        if page != "index": groups.setdefault(BESIDE.get(page, page.split("/")[0]), []).append(page)
     order = list(SECTIONS)
     return dict(sorted(groups.items(), key=lambda g: order.index(g[0]) if g[0] in order else len(order)))
 
@@ -148,18 +173,20 @@ def stage() -> dict[str, str]:
     pages = read_pages()
     about = {page: front_matter(notebook) for page, notebook in pages.items()}
     known = {page: anchors(notebook) for page, notebook in pages.items()}
-    sections = contents(pages)
-    entries = [f"{SECTIONS.get(s, (s.capitalize(),))[0]} <{s if s in pages else s + '/index'}>" for s in sections] + ["changelog"]
+    sections, texts = contents(pages), written_pages(known)
+    entries = [f"{SECTIONS.get(s, (s.capitalize(),))[0]} <{s if s in pages else s + '/index'}>" for s in sections] + list(texts)
     if "index" in pages: pages["index"].cells.append(mk_cell(toctree(entries), "markdown"))
     files = {f"{page}.ipynb": lay_out(page, notebook, about[page], known) for page, notebook in pages.items()}
     files |= {f"{s}/index.md": section_page(s, members, about) for s, members in sections.items() if s not in pages}
-    files["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    files |= {f"{page}.md": text for page, text in texts.items()}
     return files if "index" in pages else {"index.md": "# pseudolabel_nb\n\n" + toctree(entries), **files}
 
 
-def write(files: dict[str, str]) -> None:
-    "Write what changed, remove what went, and bring along what notebooks refer to (pictures, tables)."
+def write(files: dict[str, str]) -> bool:
+    "Write what changed, remove what went, and bring along what notebooks refer to (pictures, tables). Has a page come or gone?"
+    before = {p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*") if p.suffix in (".ipynb", ".md")}
     others = {p.relative_to(PROCESSED).as_posix(): p for p in PROCESSED.rglob("*") if p.is_file() and p.suffix not in (".ipynb", "", ".txt")}
+    others |= {f"images/{p.name}": p for p in (ROOT / "docs/images").glob("*.svg")}
     for old in [p for p in SOURCE.rglob("*") if p.is_file() and p.relative_to(SOURCE).as_posix() not in files.keys() | others.keys()]: old.unlink()
     for name, text in files.items():
         path = SOURCE / name
@@ -168,13 +195,15 @@ def write(files: dict[str, str]) -> None:
     for name, path in others.items():
         (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, SOURCE / name)
+    return before != files.keys()
 
 
 def main() -> int:
     from sphinx.cmd.build import main as sphinx
     process()
-    write(stage())
-    failed = sphinx(["-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCE), str(HTML)])
+    anew = write(stage())  # what pages link to is remembered from the last time, also that it was not there
+    if anew: shutil.rmtree(HTML, ignore_errors=True)
+    failed = sphinx([*["-E"] * anew, "-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCE), str(HTML)])
     if not failed: print(f"Written: {(HTML / 'index.html').relative_to(ROOT)}")
     return failed
 

@@ -28,6 +28,7 @@ myst_heading_anchors = 5
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
+html_favicon = "_static/mark.svg"
 html_context = {"default_mode": "auto"}  # without it the theme complains on the console
 html_static_path = ["_static"]
 html_css_files = ["house.css"]
@@ -35,6 +36,7 @@ templates_path = ["_templates"]
 html_sidebars = {"**": ["sections"]}
 html_show_sourcelink = False
 html_copy_source = False
+html_show_search_summary = False  # a browser refuses to fetch pages for it where they are opened as files
 html_theme_options = {
     "logo": {"text": project},
     "navbar_center": [],

@@ -42,7 +42,7 @@ def table(
     wrap = lambda cell: "normal" if isinstance(cell, Html) else "normal;min-width:16em" if len(str(cell)) > 40 else "nowrap"
     line = lambda row, cell, more="": tag("tr", *(tag(cell, c, style=_cells + wrap(c) + more) for c in row), style="background:none")
     lines = [line(head, "th", ";font-weight:600;border-bottom:1px solid rgba(128,128,128,.5)")] if len(head) else []
-    return tag("div", tag("table", *lines, *(line(row, "td") for row in rows), style=_tables), style="overflow-x:auto")
+    return tag("div", tag("table", *lines, *(line(row, "td") for row in rows), style=_tables), style="overflow-x:auto", tabindex="0", role="region", **{"aria-label": "table"})
 
 def facts(
     pairs: Iterable[tuple], # name, value; pairs with the value None or "" are left out

@@ -149,7 +149,7 @@ def test_an_error_is_shown_with_its_remedy(page):
 
 def test_opened_again_it_stands_where_it_stood(page, place):
     "Without a kernel the snapshot, with a new kernel the run as it was left."
-    address, folder, browser = place
+    address, _, browser = place
     page.wait_for_timeout(1500)
     save(page)
     page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown() }")

@@ -1,5 +1,6 @@
 "The wheel, as a stranger gets it: built, looked into, and installed with nothing else into an empty environment."
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,11 +11,19 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+COMMANDS = [line.split(" = ")[0].strip() for line in re.search(r"^console_scripts =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(encoding="utf-8"), re.M)[1].splitlines()]
+
 
 def run(*command, cwd: Path | None = None, **kwargs) -> str:
     done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def package_files() -> set[str]:
+    "What the package consists of in the checkout: modules, the report's notebook, the mark that it is typed."
+    found = [p for kind in ("*.py", "*.ipynb", "py.typed") for p in (ROOT / "pseudolabel_nb").rglob(kind)]
+    return {p.relative_to(ROOT).as_posix() for p in found if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +53,25 @@ def outside(tmp_path: Path) -> dict:
     return {"cwd": tmp_path, "env": {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}}
 
 
-def test_the_source_distribution_can_be_built_from(built):
-    names = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
-    assert {"settings.ini", "setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "CHANGELOG.md", "pseudolabel_nb/core.py"} <= names
+def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(built):
+    with tarfile.open(built[0]) as archive: names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    about = {"settings.ini", "setup.py", "setup.cfg", "pyproject.toml", "constraints.txt", "MANIFEST.in", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO"}
+    beside = {n for n in names if not n.startswith(("pseudolabel_nb/", "pseudolabel_nb.egg-info/"))}
+    assert beside == about, f"too many: {beside - about}; missing: {about - beside}"
+    assert {n for n in names if n.startswith("pseudolabel_nb/")} == package_files()
+
+
+def test_twine_finds_nothing_wrong(built):
+    assert run(sys.executable, "-m", "twine", "check", "--strict", *built).count("PASSED") == 2
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     names = zipfile.ZipFile(built[1]).namelist()
-    assert {"pseudolabel_nb/__init__.py", "pseudolabel_nb/core.py", "pseudolabel_nb/py.typed"} <= set(names)
-    assert {n.split("/")[0].split("-")[0] for n in names} == {"pseudolabel_nb"}
-    in_checkout = {p.relative_to(ROOT).as_posix() for kind in ("*.py", "*.ipynb") for p in (ROOT / "pseudolabel_nb").rglob(kind) if ".ipynb_checkpoints" not in p.parts}
-    assert in_checkout <= set(names), f"left out of the wheel: {in_checkout - set(names)}"
+    about = {n.partition(".dist-info/")[2] for n in names if ".dist-info/" in n}
+    assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
+    files = {n for n in names if ".dist-info/" not in n}
+    assert files == package_files(), f"too many: {files - package_files()}; left out: {package_files() - files}"
+    assert {"pseudolabel_nb/core.py", "pseudolabel_nb/py.typed", "pseudolabel_nb/experiments/report_template.ipynb"} <= files
 
 
 def test_the_metadata_say_what_settings_ini_says(built):
@@ -64,7 +81,7 @@ def test_the_metadata_say_what_settings_ini_says(built):
     assert about["License-Expression"] == "Apache-2.0"
     assert about["License-File"] == "LICENSE"
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"accelerate", "dask", "report", "track", "zarr", "lab", "docs", "dev"}
+    assert set(about.get_all("Provides-Extra")) == {"accelerate", "cryo", "dask", "report", "track", "zarr", "lab", "docs", "dev"}
     base = [r for r in about.get_all("Requires-Dist") if "extra ==" not in r]
     assert "torch" in base
     assert not {"jupyterlab", "nbdev", "sphinx"} & set(base)
@@ -80,11 +97,31 @@ def test_it_installs_where_there_is_nothing(empty_environment, tmp_path):
     assert Path(where).is_relative_to(empty_environment.parent)
     everything = "import importlib, pkgutil, pseudolabel_nb as p; [importlib.import_module(m.name) for m in pkgutil.walk_packages(p.__path__, 'pseudolabel_nb.')]"
     run(python, "-W", "error::ImportWarning", "-c", everything, **outside(tmp_path))
-    installed = run(python, "-m", "pip", "list", "--format", "freeze", **outside(tmp_path)).lower()
-    assert "jupyterlab==" not in installed
-    assert "nbdev==" not in installed
+    installed = {line.split("==")[0] for line in run(python, "-m", "pip", "list", "--format", "freeze", **outside(tmp_path)).lower().splitlines()}
+    assert not installed & {"jupyterlab", "nbdev", "ipykernel", "notebook", "sphinx", "pytest"}
 
 
-@pytest.mark.parametrize("command", ["pseudolabel-train", "pseudolabel-diagnose", "pseudolabel-predict"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_answer(empty_environment, tmp_path, command):
     assert "usage" in run(empty_environment / command, "--help", **outside(tmp_path)).lower()
+
+
+HEADLESS = """
+import sys
+class Refused:  # what a cluster's node does not have
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("IPython", "jupyterlab", "nbdev", "fastcore"): raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refused())
+from pseudolabel_nb.cli import train
+sys.exit(train())
+"""
+
+
+def test_it_trains_without_a_notebook_and_without_a_screen(empty_environment, tmp_path):
+    "A few steps on the built-in micrographs; IPython (which ipywidgets brings along) is kept from being imported, too."
+    settings = outside(tmp_path)
+    settings["env"] = {k: v for k, v in settings["env"].items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")} | {"OMP_NUM_THREADS": "1"}
+    said = run(empty_environment / "python", "-c", HEADLESS, "--demo", "--steps", "6", "--crop", "32", "--n-iterations", "1", "--strategy", "naive", "--seeds", "0",
+               "--learning-rates", "0.003", "--device", "cpu", "--output-dir", "out", **settings)
+    assert "one seed: no evidence" in said
+    assert {"results.csv", "summary.csv", "runs"} <= {p.name for p in (tmp_path / "out").iterdir()}

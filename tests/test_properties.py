@@ -246,7 +246,7 @@ def test_verdict_follows_the_rule(pseudo, real):
     p = (pseudo[1] * sum(real), real[1] * sum(pseudo))      # whole numbers: pseudo ratio over real ratio is p[0] / p[1]
     expected = "lower the threshold" if not sum(pseudo) else "try class-balanced" if 2 * p[0] < p[1] else "raise the threshold" if p[0] > 2 * p[1] else "the pseudo-labels hold"
     assert r.advice.startswith(expected) and (r.severity == "ok") == (r.verdict == "reasonable")
-    assert str(r).count("\n") == 3 and "#" not in r._repr_html_() and "currentColor" in r._repr_html_()
+    assert str(r).count("\n") == 3 and "color:#" not in r._repr_html_() and "currentColor" in r._repr_html_()
 
 
 @quick

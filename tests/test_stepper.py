@@ -435,7 +435,7 @@ def test_an_error_stands_in_the_view(tmp_path):
     view.state.wait(10)
     assert "role='alert'" in view.message.value and "&lt;script&gt;; expected none, so mend it" in view.message.value and "&lt;script&gt;" in view.snapshot()
     with locked(tmp_path / "r"):
-        view.state.worker.rounds = lambda run: real(run)
+        view.state.worker.rounds = real
         view.buttons["step"].click()
         view.state.wait(10)
     assert "another process is working in this run folder" in view.message.value
@@ -452,7 +452,7 @@ def test_names_are_text(tmp_path, fake):
     from pseudolabel_nb.widgets.stepper import CurriculumStepper
     run = begun(tmp_path / "<i>r")
     fake.hold.set()
-    for record in fake(run): pass
+    for _ in fake(run): pass
     lines = [json.loads(x) for x in (run.folder / "rounds.jsonl").read_text().splitlines()]
     for x in lines[1:]: x |= dict(thresholds=[0.6, 0.6], kept=[90, 10], n_pseudo=1, ratio_pseudo=0.1, verdict="<u>low", warning="<s>odd")
     (run.folder / "rounds.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

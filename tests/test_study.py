@@ -55,13 +55,22 @@ def test_numbers(tool):
 
 def test_rows_are_replaced_not_repeated(tool, tmp_path):
     "One row a run, in a fixed order, whatever came first."
-    path = tmp_path / "runs.csv"
+    path = tmp_path / "results.csv"
     row = dict(dataset="b", strategy="supervised", labeled_ratio=0.05, seed=1, phase="design", steps=10, precision=0.5, recall=0.5, f1=0.5, best_round=0, threshold=0.5, labelled=1, chosen_on=1, scored_on=4, seconds=3.2)
     for change in (dict(), dict(dataset="a"), dict(seed=0), dict(f1=0.25)): tool.add_row(row | change, path)
     rows = tool.read_rows(path)
     assert [(r["dataset"], r["seed"], r["f1"]) for r in rows] == [("a", "1", "0.5000"), ("b", "0", "0.5000"), ("b", "1", "0.2500")]
     cell = tool.Cell("vnc_mito", "supervised", 0.05, 1)
     assert tool.key_of({**rows[0], "dataset": "vnc_mito", "steps": str(cell.steps)}) == cell.key
+
+
+def test_gains_by_hand(tool):
+    "Supervised 0.6, method 0.7, all labels 0.8 on the mean of two seeds: gain 0.1, half of the way."
+    row = lambda strategy, f1, ratio="0.05", seed="0", phase="design": dict(dataset="a", strategy=strategy, labeled_ratio=ratio, seed=seed, phase=phase, f1=str(f1))
+    rows = tool.compared([row("supervised", 0.6), row("best", 0.7), row("supervised", 0.75, "1.0"), row("supervised", 0.85, "1.0", "1"), row("best", 0.9, seed="1"), row("best", 0.9, phase="test")])
+    told = [(r["f1_supervised"], r["f1_full"], r["gain"], r["gap_closed"]) for r in rows]
+    assert told[1] == ("0.6000", "0.8000", "0.1000", "0.5000")
+    assert told[4] == ("", "0.8000", "", "") and told[5] == ("", "", "", "")
 
 
 @pytest.fixture()

@@ -19,7 +19,7 @@ from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
 from pseudolabel_nb.strategies.recipes import recipe
 
 RESULTS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results"
-KNOWN = {"demo": None, "vnc_mito_2000": ("vnc_mito", 2000), "sweep": ("dsb2018", 300)} # folder -> data set and steps; None: the first seed of `micrographs` once more
+KNOWN = {"demo": None, "vnc_mito_2000": ("vnc_mito", 2000), "sweep": ("dsb2018", 300), "story": ("micrographs", 1200)} # folder -> data set and steps; None: the first seed of `micrographs` once more
 SAME = {"every": "first"} # a study that adds strategies to the runs of another
 STEPS = 1200 # of a run, where neither file nor folder says otherwise
 CLASSIC = "naive" # the recipe that is diagnosed

@@ -1,4 +1,4 @@
-"""docs/images/explorer.png, the explorer's picture for README: a short run on built-in data, shown in JupyterLab.   python tools/picture.py [--chromium PATH] [--out FILE]"""
+"""nbs/images/explorer.png, the explorer's picture for README: a short run on built-in data, shown in JupyterLab.   python tools/picture.py [--chromium PATH] [--out FILE]"""
 import argparse, io, sys, tempfile
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def small(png: bytes) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chromium", default="/usr/bin/chromium", help="a Chromium (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/explorer.png"), help="PNG to write (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("nbs/images/explorer.png"), help="PNG to write (default: %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder), Path(folder) / ".home") as address, chromium_browser(args.chromium) as browser:
         notebook(Path(folder) / "x.ipynb", CODE, SHOW)

@@ -1,4 +1,4 @@
-"""The study of what pseudo-labels bring on real images: every run of it, as a row of nbs/benchmarks/results/study/runs.csv.
+"""The study of what pseudo-labels bring on real images: every run of it, as a row of nbs/benchmarks/results/study/results.csv.
 
     python tools/study.py DATA --list                                     the arms, what each changes, and what is done
     python tools/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised,best" --seeds 0-4 --workers 2
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-ROWS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "study" / "runs.csv"
-COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,best_round,threshold,labelled,chosen_on,scored_on,seconds".split(",")
+ROWS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "study" / "results.csv"
+COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,f1_full,gain,gap_closed,best_round,threshold,labelled,chosen_on,scored_on,seconds".split(",")
 DATASETS = ("vnc_mito", "ldc_cells", "dsb2018")
 STEPS = dict(vnc_mito=4000, ldc_cells=2000, dsb2018=2000) # of one training: where the supervised baseline has its plateau
 def unet(*widths: int) -> dict:
@@ -145,6 +145,21 @@ def key_of(row: dict) -> tuple:
     return tuple(row[k] for k in ("dataset", "strategy", "labeled_ratio", "seed", "phase", "steps"))
 
 
+def compared(rows: list[dict]) -> list[dict]:
+    "The rows beside supervised training of the same labels, seed and steps' unit, and beside all labels (mean over seeds); empty where that has not been run."
+    at = {(r["dataset"], r["labeled_ratio"], r["phase"], r["seed"]): float(r["f1"]) for r in rows if r["strategy"] == "supervised"}
+    full = lambda r: [f1 for (dataset, ratio, phase, _), f1 in at.items() if (dataset, float(ratio), phase) == (r["dataset"], 1.0, r["phase"])]
+    return [r | _beside(float(r["f1"]), at.get((r["dataset"], r["labeled_ratio"], r["phase"], r["seed"])), full(r)) for r in rows]
+
+
+def _beside(f1: float, supervised: float | None, full: list[float]) -> dict:
+    "What a score is worth: gain, and the share of the way to all labels."
+    top = sum(full) / len(full) if full else None
+    gain = None if supervised is None else f1 - supervised
+    closed = None if gain is None or top is None or top <= supervised else gain / (top - supervised)
+    return {k: "" if v is None else f"{v:.4f}" for k, v in dict(f1_supervised=supervised, f1_full=top, gain=gain, gap_closed=closed).items()}
+
+
 def add_row(row: dict, path: Path = ROWS) -> None:
     "One more run, in a file that other processes may write, too."
     from filelock import FileLock
@@ -156,7 +171,7 @@ def add_row(row: dict, path: Path = ROWS) -> None:
         with open(part, "w", newline="", encoding="utf-8") as f:
             w = csv.DictWriter(f, COLUMNS, lineterminator="\n")
             w.writeheader()
-            w.writerows(rows)
+            w.writerows(compared(rows))
         part.replace(path)
 
 

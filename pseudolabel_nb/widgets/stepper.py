@@ -64,8 +64,8 @@ class CurriculumStepper(WithSnapshot):
     def _make_controls(self) -> None:
         "All controls and texts."
         self.buttons = {name: _button(text, tip, button_style="primary" if name in ("step", "branch") else "") for name, (text, tip) in BUTTONS.items()}
-        acts = dict(step=lambda: self.state.step(), all=lambda: self.state.run_all(), pause=lambda: self.state.pause(), stop=lambda: self.state.stop(), back=lambda: self.state.back(),
-                    next=lambda: self.state.forward(), refresh=self._refresh, branch=self._branch)
+        s = self.state
+        acts = dict(step=s.step, all=s.run_all, pause=s.pause, stop=s.stop, back=s.back, next=s.forward, refresh=self._refresh, branch=self._branch)
         for name, button in self.buttons.items(): button.on_click(lambda _, act=acts[name]: self._try(act))
         self.bar = w.FloatProgress(0, min=0, max=1, tooltip="Steps of the whole run that are done", layout=w.Layout(width="180px", margin="0 8px"))
         self.round = w.IntSlider(0, min=0, max=0, description="round", tooltip="The round that is looked at; at the end it follows the run", layout=w.Layout(width="360px", max_width="100%"), style={"description_width": "60px"})

@@ -70,7 +70,7 @@ def curve_svg(
     title = "F1 on validation; best of a round: ● accepted, ✕ refused"
     if not curve: return _svg([_text(width / 2, height / 2, "not evaluated yet")], title, width, height)
     values = [m["f1"] for m in curve] + [r.f1 for r in records]
-    low, high = min(values), max(max(values), min(values) + 0.02)
+    low, high = min(values), max(*values, min(values) + 0.02)
     last = max(int(run.config.get("settings", {}).get("steps", 0)), curve[-1]["at"])
     x, y = (lambda at: 40 + (width - 62) * at / last), (lambda v: height - 36 - (height - 72) * (v - low) / (high - low))
     parts = [_line([(x(m["at"]), y(m["f1"])) for m in curve]), *(_text(36, y(v) + 4, f"{v:.2f}", "end") for v in (low, high)), _text(x(last), height - 2, f"{last:,} steps", "end")]
@@ -113,7 +113,7 @@ def round_rows(
     if change: rows += [(f"{name(c)}, watched", change.text(c)) for c in range(len(change.kept))]
     if r.n_pseudo: rows += [("foreground kept", f"{r.ratio_pseudo or 0:.2%}, labels {r.ratio_labelled:.2%}" + (f", × {r.ratio_pseudo / r.ratio_labelled:.2f}" if r.ratio_pseudo and r.ratio_labelled else "")), ("verdict", r.verdict)]
     decided = "first teacher: nothing to compare with" if r.gain is None else f"{_gate(r)}: gain {_gain(r)}, above 0 with probability {r.probability or 0:.2f} (gate {state.run.config.get('settings', {}).get('gate', 0.75):g})"
-    return rows + [("validation", f"F1 {r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}, foreground from {r.threshold:.3f})"), ("gate", decided), *([("warning", f"! {r.warning}")] if r.warning else [])]
+    return [*rows, ("validation", f"F1 {r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}, foreground from {r.threshold:.3f})"), ("gate", decided), *([("warning", f"! {r.warning}")] if r.warning else [])]
 
 def _more(now: int, before: int | None) -> str: return "" if before is None else f" ({now - before:+,} px)"
 
