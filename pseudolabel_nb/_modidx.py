@@ -2741,6 +2741,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'pseudolabel_nb/training/validation.py'),
                                                     'pseudolabel_nb.training.validation.foreground_counts': ( 'training/validation.html#foreground_counts',
                                                                                                               'pseudolabel_nb/training/validation.py'),
+                                                    'pseudolabel_nb.training.validation.steady_threshold': ( 'training/validation.html#steady_threshold',
+                                                                                                             'pseudolabel_nb/training/validation.py'),
                                                     'pseudolabel_nb.training.validation.validate': ( 'training/validation.html#validate',
                                                                                                      'pseudolabel_nb/training/validation.py')},
             'pseudolabel_nb.widgets.comparer': { 'pseudolabel_nb.widgets.comparer.RunComparer': ( 'widgets/comparer.html#runcomparer',

@@ -29,7 +29,7 @@ def unet(*widths: int) -> dict:
     return dict(widths=list(widths), activation="relu", precision="bfloat16")
 
 
-BASE = dict(batch_size=8, crop=128, turns="any", network="unet", network_options=unet(32, 64, 128, 256, 256), gate=0.5, checkpoint_every=500)
+BASE = dict(batch_size=8, crop=128, turns="any", network="unet", network_options=unet(32, 64, 128, 256, 256), decision="steady", evaluations=1, gate=0.5, checkpoint_every=500)
 TUNED: dict[str, dict] = {} # by data set, what the baseline's tuning has chosen; the same for every arm
 
 
@@ -44,6 +44,7 @@ class Arm:
 
 EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
 SELF = {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
+CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
 ARMS = {
     "supervised": Arm(),
@@ -54,16 +55,19 @@ ARMS = {
     "supervised, EMA 0.999": Arm(settings=dict(ema=0.999)),
     "supervised, strong views": Arm(settings=dict(augment="strong")),
     "supervised, rate 0.001": Arm(settings=dict(learning_rate=1e-3)),
-    "best": Arm("fixmatch", EVERY_PIXEL, EARLY),
-    "best, twice the steps": Arm("fixmatch", EVERY_PIXEL, EARLY, 2),
-    "best, teacher half of the steps": Arm("fixmatch", EVERY_PIXEL),
-    "best, weak views": Arm("fixmatch", EVERY_PIXEL | {"student.views": "weak"}, EARLY),
-    "best, no CutMix": Arm("fixmatch", EVERY_PIXEL | {"student.mixing": "none"}, EARLY),
+    "supervised, step and threshold of highest F1": Arm(settings=CHOSEN),
+    "best": Arm("best", settings=EARLY),
+    "best, step and threshold of highest F1": Arm("best", settings=EARLY | CHOSEN),
+    "best, quarter turns": Arm("best", settings=EARLY | dict(turns="quarter")),
+    "best, twice the steps": Arm("best", settings=EARLY, steps=2),
+    "best, teacher half of the steps": Arm("best"),
+    "best, weak views": Arm("best", {"student.views": "weak"}, EARLY),
+    "best, no CutMix": Arm("best", {"student.mixing": "none"}, EARLY),
     "best, thresholds 0.60 and 0.80": Arm("fixmatch", {}, EARLY),
-    "best, fresh student": Arm("fixmatch", EVERY_PIXEL | {"student.start": "restart"}, EARLY),
-    "best, copy-paste for CutMix": Arm("fixmatch", EVERY_PIXEL | {"student.mixing": "copy_paste"}, EARLY),
-    "best, half the weight": Arm("fixmatch", EVERY_PIXEL | {"student.weight": 0.5}, EARLY),
-    "best, slower teacher": Arm("fixmatch", EVERY_PIXEL | {"teacher.decay": 0.998}, EARLY),
+    "best, fresh student": Arm("best", {"student.start": "restart"}, EARLY),
+    "best, copy-paste for CutMix": Arm("best", {"student.mixing": "copy_paste"}, EARLY),
+    "best, half the weight": Arm("best", {"student.weight": 0.5}, EARLY),
+    "best, slower teacher": Arm("best", {"teacher.decay": 0.998}, EARLY),
     "self-training": Arm("naive", SELF),
     "unimatch, every pixel": Arm("unimatch", EVERY_PIXEL, EARLY),
 }

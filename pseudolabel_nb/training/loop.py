@@ -129,7 +129,7 @@ class Trainer:
 
     def evaluate(self, loss: float) -> None:
         "Score the first average on validation, note it, keep it if it is the best of this phase; keep a snapshot if asked to."
-        v = validate(self.averages[0].network, self.phase.val, batch_size=self.settings.batch_size, device=self.device, tile=self.settings.tile)
+        v = validate(self.averages[0].network, self.phase.val, decision=self.settings.decision, batch_size=self.settings.batch_size, device=self.device, tile=self.settings.tile)
         scores = dict(f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=v.threshold, predicted=v.predicted)
         append_jsonl(self.folder / "metrics.jsonl", dict(round=self.phase.number, member=self.phase.member, step=self.step, loss=loss, **scores))
         facts = dict(step=self.step, counts=v.counts.tolist(), **scores)

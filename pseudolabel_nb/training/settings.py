@@ -29,6 +29,7 @@ class Settings:
     network: str = "unet"
     network_options: dict = field(default_factory=dict)
     evaluations: int = 5 # on validation, a round
+    decision: str = "best" # how the decision threshold is chosen on validation: "best", the highest F1; "steady", of those that cannot be told from it the nearest to ½, for few validation images
     gate: float = 0.75 # probability of a gain from which on a round's student is accepted
     tile: int = 1024 # px; larger images are predicted in overlapping tiles
     checkpoint_every: int = 100 # steps; at most so many are computed again after a crash
@@ -40,5 +41,6 @@ class Settings:
         if not 0 < self.teacher_share < 1: raise UserError(f"teacher_share is {self.teacher_share}; expected a share between 0 and 1, such as 0.5")
         if self.tile % 16 or self.tile < 64: raise UserError(f"tile is {self.tile} px; expected a multiple of 16 of at least 64, such as {max(64, round(self.tile / 16) * 16)}, since the network halves it and looks around each pixel")
         if not 0 <= self.gate <= 1: raise UserError(f"gate is {self.gate}; expected a probability from 0 (accept every student) to 1, such as 0.75")
+        if self.decision not in ("best", "steady"): raise UserError(f"decision is {self.decision!r}; expected best or steady")
         if self.turns not in ("quarter", "any"): raise UserError(f"turns is {self.turns!r}; expected quarter or any")
         if not self.learning_rate > 0: raise UserError(f"learning_rate is {self.learning_rate}; expected a number over 0, such as 0.003")
