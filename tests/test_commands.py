@@ -425,11 +425,20 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
     raise TimeoutError(path)
 
+def halt(process: subprocess.Popen, out: Path) -> None:
+    "Stop the process, but not in the middle of writing a file."
+    for _ in range(200):
+        process.send_signal(signal.SIGSTOP)
+        if not list(out.rglob("*.part")): return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+    raise TimeoutError(out)
+
 def test_ctrl_c_and_a_second_process(refuse, train, data, tmp_path):
     out, more = tmp_path / "out", ("--steps", "400")
     p = started("--data-dir", data, *QUICK, "--network", "tiny", *more, "--output-dir", out)
     wait_for(out / "runs/supervised-r0.5-s0/metrics.jsonl", 3, p)
-    p.send_signal(signal.SIGSTOP)
+    halt(p, out)
     refuse("--data-dir", data, *more, parts=[out, "another process is working", "wait for it"])
     p.send_signal(signal.SIGINT)
     p.send_signal(signal.SIGCONT)

@@ -172,7 +172,7 @@ def test_mask_missing_and_mask_alone(tmp_path):
     root = mask_folder(tmp_path)
     (root / "masks/1.png").unlink()
     complaint(lambda: open_images(root), "images/1.png", "no mask of that name", "unlabelled/")
-    assert "1 files without" in open_images(root, on_invalid="skip").notes[1]
+    assert "1 file without" in open_images(root, on_invalid="skip").notes[1]
     (root / "images/1.png").unlink(); (root / "images/2.png").unlink()
     complaint(lambda: open_images(root), "masks/2.png", "no image of that name")
 

@@ -152,11 +152,11 @@ GOOD = BAD.replace("#bbb", "#222").replace("<img ", '<img alt="A dot" ').replace
 
 
 @pytest.mark.parametrize(("text", "wrong"), [(BAD, True), (GOOD, False)], ids=["bad", "good"])
-def test_what_is_wrong_with_a_page_is_seen(chromium, tmp_path, monkeypatch, text, wrong):
+def test_what_is_wrong_with_a_page_is_seen(browser, tmp_path, monkeypatch, text, wrong):
     pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python: pip install axe-playwright-python")
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
     monkeypatch.setattr(check_docs, "HTML", tmp_path)
-    seen = check_docs.look_at_all(["index.html"])["index.html"]
+    seen = check_docs.look_at_all(["index.html"], browser)["index.html"]
     assert {kind for kind in ("axe", "console", "silent", "wider") if seen[kind]} == ({"axe", "console", "silent", "wider"} if wrong else set())
     if wrong: assert {"color-contrast", "image-alt"} <= set(re.findall(r": ([\w-]+) \(", " ".join(seen["axe"])))
 

@@ -183,19 +183,16 @@ def test_the_packaged_notebook_is_that_of_the_chapter():
 
 
 @pytest.mark.parametrize("width, scheme", [(1200, "light"), (390, "dark")])
-def test_a_browser_shows_it(page, chromium, width, scheme):
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        shown = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
-        asked, wrong = [], []
-        shown.on("request", lambda r: asked.append(r.url))
-        shown.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-        shown.on("dialog", lambda d: wrong.append(d.message))
-        shown.goto(page.as_uri())
-        assert shown.evaluate("document.documentElement.scrollWidth") <= width # tables scroll, the page does not
-        assert shown.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
-        ground, ink = (sum(map(int, re.findall(r"\d+", shown.evaluate(f"getComputedStyle(document.body).{what}")))) for what in ("backgroundColor", "color"))
-        browser.close()
+def test_a_browser_shows_it(page, browser, width, scheme):
+    shown = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+    asked, wrong = [], []
+    shown.on("request", lambda r: asked.append(r.url))
+    shown.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    shown.on("dialog", lambda d: wrong.append(d.message))
+    shown.goto(page.as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width # tables scroll, the page does not
+    assert shown.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
+    ground, ink = (sum(map(int, re.findall(r"\d+", shown.evaluate(f"getComputedStyle(document.body).{what}")))) for what in ("backgroundColor", "color"))
+    shown.close()
     assert not wrong and [u for u in asked if not u.startswith("data:")] == [page.as_uri()]
     assert (ground > ink) == (scheme == "light") and abs(ground - ink) > 450

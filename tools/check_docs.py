@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
@@ -83,18 +84,24 @@ def look(page, address: str, axe) -> dict:
     return seen
 
 
-def look_at_all(names: list[str]) -> dict[str, dict]:
+@contextmanager
+def chromium():
+    "A headless Chromium."
+    from playwright.sync_api import sync_playwright
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or sys.exit("error: Chromium is missing; install it so that `chromium` is on the PATH (Debian: apt-get install chromium)")
+    with sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=executable, args=CHROMIUM)
+        try: yield opened
+        finally: opened.close()
+
+
+def look_at_all(names: list[str], browser) -> dict[str, dict]:
     "Every page, looked at."
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
     from tqdm import tqdm
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or sys.exit("error: Chromium is missing; install it so that `chromium` is on the PATH (Debian: apt-get install chromium)")
-    address, pages = serve(HTML), {}
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=executable, args=CHROMIUM)
-        page = browser.new_page()
-        for name in tqdm(names, "pages", disable=None): pages[name] = look(page, address + name, Axe())
-        browser.close()
+    address, page = serve(HTML), browser.new_page()
+    pages = {name: look(page, address + name, Axe()) for name in tqdm(names, "pages", disable=None)}
+    page.close()
     return pages
 
 
@@ -111,7 +118,7 @@ def main() -> int:
     if not (HTML / "index.html").exists(): sys.exit("error: _docs/html/index.html is missing; run `make docs` first")
     files = {p.relative_to(HTML).as_posix() for p in HTML.rglob("*") if p.is_file()}
     names = sys.argv[1:] or sorted(f for f in files if f.endswith(".html") and not f.startswith("_static/"))
-    found = report(look_at_all(names), files)
+    with chromium() as browser: found = report(look_at_all(names, browser), files)
     REPORT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for kind, where in found["wrong"].items(): print(f"{kind}: {sum(len(v) if isinstance(v, list) else 1 for v in where.values())} on {len(where)} pages")
     print(f"{found['pages']} pages looked at; {len(found['links out of the site'])} links lead out of the site. Written: {REPORT.relative_to(ROOT)}")
