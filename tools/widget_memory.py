@@ -1,6 +1,6 @@
 """How much an hour with a widget makes a process grow.   python tools/widget_memory.py [--only CASE ...] [--out FILE]
 
-An hour is counted in what is done in it, not in waiting: 1,000 moves of the explorer's slider, 200 changes of the comparer's view, and 720 looks (one every five seconds) at a folder of runs that go on.
+An hour is counted in what is done in it, not in waiting: 1,000 moves of the explorer's slider, 200 changes of the comparer's view, 720 looks (one every five seconds) at a folder of runs that go on, and 200 changes of round and image in the stepper.
 Before anything is counted, each is done 50 times, since the first pictures fill caches once. The last case moves the explorer's slider in a real JupyterLab in Chromium, and adds the growth of the page's JavaScript heap.
 """
 import argparse, csv, gc, itertools, json, sys, tempfile
@@ -64,7 +64,16 @@ def watching(folder: Path):
     return view, act
 
 
-CASES = {"explorer": (explorer, "moves of a slider", 1000), "comparer": (comparer, "other views, runs, pages", 200), "comparer, live": (watching, "looks at runs that go on", 720)}
+def stepper(folder: Path):
+    "A stepper over a short run; other rounds and images."
+    import pseudolabel_nb as pnb
+    run = pnb.run(pnb.micrographs(n_train=40), pnb.recipe("curriculum", rounds=3), folder / "run", labelled_ratio=0.2, settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
+    view = pnb.CurriculumStepper(run)
+    images = view.image.options
+    return view, lambda k: view.state.change(round=k % 4, image=images[k % len(images)])
+
+
+CASES = {"explorer": (explorer, "moves of a slider", 1000), "comparer": (comparer, "other views, runs, pages", 200), "comparer, live": (watching, "looks at runs that go on", 720), "stepper": (stepper, "other rounds and images", 200)}
 IN_PAGE = "explorer, in JupyterLab"
 
 
