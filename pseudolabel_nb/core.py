@@ -289,8 +289,13 @@ class _Told:
             yield item
             self.update()
 
-    def set_description(self, desc: str) -> None: self.desc = desc
-    def close(self) -> None: pass
+    def set_description(self, desc: str) -> None:
+        "What it tells of from now on."
+        self.desc = desc
+
+    def close(self) -> None:
+        "Nothing is drawn, so there is nothing to put away."
+
     def __enter__(self): return self
     def __exit__(self, *error): pass
 

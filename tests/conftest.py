@@ -1,5 +1,8 @@
 "What tests share: where the repository is, and real data where someone has it."
+import importlib.util
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,17 @@ def discs(n: int, seed: int, size: int = 24):
     y, x = np.mgrid[:size, :size]
     masks = [(np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3).astype("uint8") for _ in range(n)]
     return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("float32") for m in masks], masks)
+
+
+@contextmanager
+def tool_module(name: str):
+    "tools/NAME.py as a module, inside the block."
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[made.__name__] = made # dataclasses look their module up
+    spec.loader.exec_module(made)
+    try: yield made
+    finally: del sys.modules[made.__name__]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 "Advice stands on committed numbers, keeps to its order, and is judged without having seen what it is judged on."
 import csv
-import importlib.util
 import math
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tool_module
 
 import pseudolabel_nb as pnb
 from pseudolabel_nb.diagnostics.advice import advise, paired_gains, rank_recipes, variant
@@ -21,12 +19,7 @@ RESULTS = ROOT / "nbs" / "benchmarks" / "results"
 @pytest.fixture(scope="module")
 def tool():
     "tools/advice.py as a module."
-    spec = importlib.util.spec_from_file_location("advice_tool", ROOT / "tools" / "advice.py")
-    made = importlib.util.module_from_spec(spec)
-    sys.modules["advice_tool"] = made # dataclasses look their module up
-    spec.loader.exec_module(made)
-    yield made
-    del sys.modules["advice_tool"]
+    with tool_module("advice") as made: yield made
 
 
 # ---- what it stands on

@@ -1,10 +1,8 @@
 "The study's runs see what they may see, are done once, and go on where they stopped."
-import importlib.util
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, discs
+from conftest import discs, tool_module
 from PIL import Image
 
 import pseudolabel_nb as pnb
@@ -16,12 +14,7 @@ TINY = dict(batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluati
 @pytest.fixture(scope="module")
 def tool():
     "tools/study.py as a module."
-    spec = importlib.util.spec_from_file_location("study_tool", ROOT / "tools" / "study.py")
-    made = importlib.util.module_from_spec(spec)
-    sys.modules["study_tool"] = made # dataclasses look their module up
-    spec.loader.exec_module(made)
-    yield made
-    del sys.modules["study_tool"]
+    with tool_module("study") as made: yield made
 
 
 @pytest.fixture()
