@@ -70,7 +70,7 @@ def _inline(self, node):
 
 
 def _block(self, node):
-    self.body.append(f'<div class="math">{_mathml(node, True)}</div>')
+    self.body.append(f'<div class="math" tabindex="0" role="group" aria-label="formula">{_mathml(node, True)}</div>')
     raise nodes.SkipNode
 
 

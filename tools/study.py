@@ -43,6 +43,7 @@ class Arm:
 
 
 EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
+TURNS = {"student.turns": "quarter"} # of the unlabelled windows
 SELF = {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
@@ -57,19 +58,22 @@ ARMS = {
     "supervised, rate 0.001": Arm(settings=dict(learning_rate=1e-3)),
     "supervised, step and threshold of highest F1": Arm(settings=CHOSEN),
     "best": Arm("best", settings=EARLY),
-    "best, step and threshold of highest F1": Arm("best", settings=EARLY | CHOSEN),
-    "best, quarter turns": Arm("best", settings=EARLY | dict(turns="quarter")),
+    "best, turned as the labelled": Arm("best", {"student.turns": ""}, EARLY),
+    "best, turned as the labelled, step and threshold of highest F1": Arm("best", {"student.turns": ""}, EARLY | CHOSEN),
+    "best, quarter turns for all": Arm("best", settings=EARLY | dict(turns="quarter")),
+    "best, half as many steps again": Arm("best", settings=EARLY, steps=1.5),
     "best, twice the steps": Arm("best", settings=EARLY, steps=2),
     "best, teacher half of the steps": Arm("best"),
     "best, weak views": Arm("best", {"student.views": "weak"}, EARLY),
     "best, no CutMix": Arm("best", {"student.mixing": "none"}, EARLY),
-    "best, thresholds 0.60 and 0.80": Arm("fixmatch", {}, EARLY),
+    "best, thresholds 0.60 and 0.80": Arm("best", {"selector.foreground": 0.60, "selector.background": 0.80}, EARLY),
     "best, fresh student": Arm("best", {"student.start": "restart"}, EARLY),
     "best, copy-paste for CutMix": Arm("best", {"student.mixing": "copy_paste"}, EARLY),
     "best, half the weight": Arm("best", {"student.weight": 0.5}, EARLY),
+    "best, no Dice on pseudo-labels": Arm("best", {"student.loss": "cross_entropy"}, EARLY),
     "best, slower teacher": Arm("best", {"teacher.decay": 0.998}, EARLY),
-    "self-training": Arm("naive", SELF),
-    "unimatch, every pixel": Arm("unimatch", EVERY_PIXEL, EARLY),
+    "self-training": Arm("naive", SELF | TURNS),
+    "unimatch, every pixel": Arm("unimatch", EVERY_PIXEL | TURNS, EARLY),
 }
 EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu") # the strategies that came with a claimed gain
 ARMS |= {name: Arm(name) for name in ("naive", *EIGHT)}

@@ -12,4 +12,4 @@ from .fixmatch import fixmatch
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/18_best.ipynb #b516c2b6
-best = replace(fixmatch, name="best", selector=ClassThresholds(0.50, 0.50), about="fixmatch with every pixel labelled by its more probable class: what came out best on real images")
+best = replace(fixmatch, name="best", selector=ClassThresholds(0.50, 0.50), student=replace(fixmatch.student, turns="quarter"), about="fixmatch with every pixel labelled by its more probable class: what came out best on real images")

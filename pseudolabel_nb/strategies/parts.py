@@ -211,6 +211,7 @@ class Student:
     start: str = "continue" # "continue" from the last accepted student, or "restart" from fresh weights
     networks: int = 1 # 2: they teach each other
     views: str = "weak" # of pseudo-labelled windows: "weak" as the labelled ones, "strong", or "two_strong"
+    turns: str = "" # of pseudo-labelled windows: "quarter" or "any", as in the settings; "": as those of the labelled ones
     mixing: str = "none" # of windows: "cutmix", "copy_paste", or one's own by `register_mixing`
     feature_dropout: float = 0.0 # share of the encoder's channels that are dropped in one more pass, in [0, 1)
     loss: str = "" # of pseudo-labelled windows, a registered name; "": that of labelled ones
@@ -226,7 +227,7 @@ class Student:
         if self.sampling == "pooled" and (self.loss or self.mixing == "copy_paste" or self.views == "two_strong" or self.feature_dropout):
             raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, copy_paste, two_strong or feature_dropout, so set student.sampling=paired")
 
-_choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labelled", "unlabelled"))
+_choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labelled", "unlabelled"), turns=("", "quarter", "any"))
 
 # %% ../../nbs/strategies/00_parts.ipynb #b55abc9c
 @dataclass(frozen=True)

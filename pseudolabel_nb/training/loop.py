@@ -82,12 +82,12 @@ def drawing(
     "The function that gives the batch of a step."
     aim = 0.0 if isinstance(pseudo, UnlabelledImages) else settings.foreground_share
     labelled = Windows(phase.labelled, settings.crop, settings.foreground_share, settings.turns)
-    others = Windows(pseudo, settings.crop, aim, settings.turns) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
+    others = Windows(pseudo, settings.crop, aim, phase.student.turns or settings.turns) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
     weak, strong, seed = augmentation(settings.augment), augmentation("strong"), member_seed(phase.seed, phase.member)
     views = dict(weak=(weak,), strong=(strong,), two_strong=(strong, strong))[phase.student.views]
     return lambda step: batch_at(step, labelled, others, settings.batch_size, phase.student.sampling, seed, phase.number, weak, views)
 
-# %% ../../nbs/training/07_loop.ipynb #f815fe20
+# %% ../../nbs/training/07_loop.ipynb #d81bbafd
 class Trainer:
     "What training changes: the students, their averages, the optimiser, the best averages so far, and what a live teacher kept."
     def __init__(self, phase: Phase, settings: Settings, folder: Path, device: str | torch.device):
