@@ -2581,6 +2581,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'pseudolabel_nb/training/mixing.py'),
                                                 'pseudolabel_nb.training.mixing.cutmixed': ( 'training/mixing.html#cutmixed',
                                                                                              'pseudolabel_nb/training/mixing.py'),
+                                                'pseudolabel_nb.training.mixing.cutmixed_and_pasted': ( 'training/mixing.html#cutmixed_and_pasted',
+                                                                                                        'pseudolabel_nb/training/mixing.py'),
                                                 'pseudolabel_nb.training.mixing.mix': ( 'training/mixing.html#mix',
                                                                                         'pseudolabel_nb/training/mixing.py'),
                                                 'pseudolabel_nb.training.mixing.pasted': ( 'training/mixing.html#pasted',

@@ -30,7 +30,8 @@ def unet(*widths: int) -> dict:
 
 
 BASE = dict(batch_size=8, crop=128, turns="any", network="unet", network_options=unet(32, 64, 128, 256, 256), decision="steady", evaluations=1, gate=0.5, checkpoint_every=500)
-TUNED: dict[str, dict] = {} # by data set, what the baseline's tuning has chosen; the same for every arm
+ANY, QUARTER = dict(turns="any"), dict(turns="quarter")
+TUNED = dict(ldc_cells=QUARTER, dsb2018=QUARTER) # by data set, what the baseline's tuning has chosen otherwise; the same for every arm
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,21 @@ EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of th
 ARMS = {
     "supervised": Arm(),
     "supervised, twice the steps": Arm(steps=2),
-    "supervised, quarter turns": Arm(settings=dict(turns="quarter")),
+    "supervised, any angle": Arm(settings=ANY),
+    "supervised, quarter turns": Arm(settings=QUARTER),
     "supervised, four levels": Arm(settings=dict(network_options=unet(32, 64, 128, 256))),
     "supervised, half the width": Arm(settings=dict(network_options=unet(16, 32, 64, 128, 128))),
     "supervised, EMA 0.999": Arm(settings=dict(ema=0.999)),
     "supervised, strong views": Arm(settings=dict(augment="strong")),
     "supervised, rate 0.001": Arm(settings=dict(learning_rate=1e-3)),
     "supervised, step and threshold of highest F1": Arm(settings=CHOSEN),
+    "supervised, any angle, step and threshold of highest F1": Arm(settings=ANY | CHOSEN),
     "best": Arm("best", settings=EARLY),
-    "best, turned as the labelled": Arm("best", {"student.turns": ""}, EARLY),
-    "best, turned as the labelled, step and threshold of highest F1": Arm("best", {"student.turns": ""}, EARLY | CHOSEN),
-    "best, quarter turns for all": Arm("best", settings=EARLY | dict(turns="quarter")),
+    "best, labels at any angle": Arm("best", settings=EARLY | ANY),
+    "best, all at any angle": Arm("best", {"student.turns": "any"}, EARLY | ANY),
+    "best, all by quarter turns": Arm("best", settings=EARLY | QUARTER),
+    "best, all at any angle, step and threshold of highest F1": Arm("best", {"student.turns": "any"}, EARLY | ANY | CHOSEN),
+    "best, copy-paste, half as many steps again": Arm("best", {"student.mixing": "copy_paste"}, EARLY, steps=1.5),
     "best, half as many steps again": Arm("best", settings=EARLY, steps=1.5),
     "best, twice the steps": Arm("best", settings=EARLY, steps=2),
     "best, teacher half of the steps": Arm("best"),
@@ -69,6 +74,7 @@ ARMS = {
     "best, thresholds 0.60 and 0.80": Arm("best", {"selector.foreground": 0.60, "selector.background": 0.80}, EARLY),
     "best, fresh student": Arm("best", {"student.start": "restart"}, EARLY),
     "best, copy-paste for CutMix": Arm("best", {"student.mixing": "copy_paste"}, EARLY),
+    "best, copy-paste and CutMix": Arm("best", {"student.mixing": "both"}, EARLY),
     "best, half the weight": Arm("best", {"student.weight": 0.5}, EARLY),
     "best, no Dice on pseudo-labels": Arm("best", {"student.loss": "cross_entropy"}, EARLY),
     "best, slower teacher": Arm("best", {"teacher.decay": 0.998}, EARLY),

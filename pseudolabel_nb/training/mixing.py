@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mixings', 'Part', 'pasted', 'picked', 'box', 'cutmix', 'with_ring', 'copy_paste', 'register_mixing', 'unmixed',
-           'cutmixed', 'mix']
+           'cutmixed', 'cutmixed_and_pasted', 'mix']
 
 # %% ../../nbs/training/04_mixing.ipynb #4270ded1
 from collections.abc import Callable
@@ -117,6 +117,11 @@ def cutmixed(labelled: Part, pseudo: Part, rng: np.random.Generator) -> tuple[Pa
     return labelled, cutmix(pseudo, rng)
 
 register_mixing("copy_paste")(copy_paste)
+
+@register_mixing("both")
+def cutmixed_and_pasted(labelled: Part, pseudo: Part, rng: np.random.Generator) -> tuple[Part, Part]:
+    "Boxes exchanged among the unlabelled windows, then foreground both ways."
+    return copy_paste(labelled, cutmix(pseudo, rng), rng)
 
 def mix(
     name: str, # a registered mixing
