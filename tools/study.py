@@ -1,7 +1,7 @@
 """The study of what pseudo-labels bring on real images: every run of it, as a row of nbs/benchmarks/results/study/results.csv.
 
     python tools/study.py DATA --list                                     the arms, what each changes, and what is done
-    python tools/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised,best" --seeds 0-4 --workers 2
+    python tools/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised;best" --seeds 0-4 --workers 2
     python tools/study.py DATA --arms best --seeds 100-104 --phase test   the test set, once `best` is frozen
 
 DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted goes on in --work, so a call that
@@ -23,7 +23,7 @@ from pathlib import Path
 ROWS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "study" / "results.csv"
 COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,f1_full,gain,gap_closed,best_round,threshold,labelled,chosen_on,scored_on,seconds".split(",")
 DATASETS = ("vnc_mito", "ldc_cells", "dsb2018")
-STEPS = dict(vnc_mito=4000, ldc_cells=2000, dsb2018=2000) # of one training: where the supervised baseline has its plateau
+STEPS = dict(vnc_mito=8000, ldc_cells=4000, dsb2018=4000) # of a run; of short ones, for tuning and ablation, half as many
 def unet(*widths: int) -> dict:
     "Options of the network."
     return dict(widths=list(widths), activation="relu", precision="bfloat16")
@@ -43,46 +43,57 @@ class Arm:
     steps: float = 1
 
 
-EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
 TURNS = {"student.turns": "quarter"} # of the unlabelled windows
-SELF = {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
+EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
+SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
+CUTMIX = {"student.mixing": "cutmix"}
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
+
+
+def short(recipe: str = "best", changes: dict | None = None, **settings) -> Arm:
+    "An arm of half the steps, to see what a part or a setting brings."
+    return Arm(recipe, changes or {}, (EARLY if recipe != "supervised" else {}) | settings, steps=0.5)
+
+
 ARMS = {
     "supervised": Arm(),
     "supervised, twice the steps": Arm(steps=2),
-    "supervised, any angle": Arm(settings=ANY),
-    "supervised, quarter turns": Arm(settings=QUARTER),
-    "supervised, four levels": Arm(settings=dict(network_options=unet(32, 64, 128, 256))),
-    "supervised, half the width": Arm(settings=dict(network_options=unet(16, 32, 64, 128, 128))),
-    "supervised, EMA 0.999": Arm(settings=dict(ema=0.999)),
-    "supervised, strong views": Arm(settings=dict(augment="strong")),
-    "supervised, rate 0.001": Arm(settings=dict(learning_rate=1e-3)),
-    "supervised, step and threshold of highest F1": Arm(settings=CHOSEN),
-    "supervised, any angle, step and threshold of highest F1": Arm(settings=ANY | CHOSEN),
     "best": Arm("best", settings=EARLY),
-    "best, labels at any angle": Arm("best", settings=EARLY | ANY),
-    "best, all at any angle": Arm("best", {"student.turns": "any"}, EARLY | ANY),
-    "best, all by quarter turns": Arm("best", settings=EARLY | QUARTER),
-    "best, all at any angle, step and threshold of highest F1": Arm("best", {"student.turns": "any"}, EARLY | ANY | CHOSEN),
-    "best, copy-paste, half as many steps again": Arm("best", {"student.mixing": "copy_paste"}, EARLY, steps=1.5),
-    "best, half as many steps again": Arm("best", settings=EARLY, steps=1.5),
-    "best, twice the steps": Arm("best", settings=EARLY, steps=2),
-    "best, teacher half of the steps": Arm("best"),
-    "best, weak views": Arm("best", {"student.views": "weak"}, EARLY),
-    "best, no CutMix": Arm("best", {"student.mixing": "none"}, EARLY),
-    "best, thresholds 0.60 and 0.80": Arm("best", {"selector.foreground": 0.60, "selector.background": 0.80}, EARLY),
-    "best, fresh student": Arm("best", {"student.start": "restart"}, EARLY),
-    "best, copy-paste for CutMix": Arm("best", {"student.mixing": "copy_paste"}, EARLY),
-    "best, copy-paste and CutMix": Arm("best", {"student.mixing": "both"}, EARLY),
-    "best, half the weight": Arm("best", {"student.weight": 0.5}, EARLY),
-    "best, no Dice on pseudo-labels": Arm("best", {"student.loss": "cross_entropy"}, EARLY),
-    "best, slower teacher": Arm("best", {"teacher.decay": 0.998}, EARLY),
-    "self-training": Arm("naive", SELF | TURNS),
-    "unimatch, every pixel": Arm("unimatch", EVERY_PIXEL | TURNS, EARLY),
+    "best, three quarters of the steps": Arm("best", settings=EARLY, steps=0.75),
+    "best, CutMix, three quarters of the steps": Arm("best", CUTMIX, EARLY, steps=0.75),
+    "short supervised": short("supervised"),
+    "short supervised, any angle": short("supervised", **ANY),
+    "short supervised, quarter turns": short("supervised", **QUARTER),
+    "short supervised, four levels": short("supervised", network_options=unet(32, 64, 128, 256)),
+    "short supervised, half the width": short("supervised", network_options=unet(16, 32, 64, 128, 128)),
+    "short supervised, EMA 0.999": short("supervised", ema=0.999),
+    "short supervised, strong views": short("supervised", augment="strong"),
+    "short supervised, rate 0.001": short("supervised", learning_rate=1e-3),
+    "short supervised, rate 0.006": short("supervised", learning_rate=6e-3),
+    "short supervised, step and threshold of highest F1": short("supervised", **CHOSEN),
+    "short supervised, any angle, step and threshold of highest F1": short("supervised", **ANY, **CHOSEN),
+    "short best": short(),
+    "short best, teacher half of the steps": short(teacher_share=0.5),
+    "short best, weak views": short(changes={"student.views": "weak"}),
+    "short best, no mixing": short(changes={"student.mixing": "none"}),
+    "short best, CutMix as well": short(changes={"student.mixing": "both"}),
+    "short best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
+    "short best, fresh student": short(changes={"student.start": "restart"}),
+    "short best, half the weight": short(changes={"student.weight": 0.5}),
+    "short best, no Dice on pseudo-labels": short(changes={"student.loss": "cross_entropy"}),
+    "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
+    "short best, CutMix": short(changes=CUTMIX),
+    "short best, CutMix, labels at any angle": short(changes=CUTMIX, **ANY),
+    "short best, CutMix, all at any angle": short(changes=CUTMIX | {"student.turns": "any"}, **ANY),
+    "short best, CutMix, all by quarter turns": short(changes=CUTMIX, **QUARTER),
+    "short best, CutMix, weak views": short(changes=CUTMIX | {"student.views": "weak"}),
+    "short best, CutMix, all at any angle, step and threshold of highest F1": short(changes=CUTMIX | {"student.turns": "any"}, **ANY, **CHOSEN),
+    "short self-training": short("naive", SELF),
+    "short unimatch, every pixel": short("unimatch", EVERY_PIXEL | TURNS),
 }
 EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu") # the strategies that came with a claimed gain
-ARMS |= {name: Arm(name) for name in ("naive", *EIGHT)}
+ARMS |= {f"short {name}": short(name, teacher_share=0.5) for name in ("naive", *EIGHT)}
 
 
 @dataclass(frozen=True)
