@@ -195,6 +195,8 @@ def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
     (lambda: replace(recipes["mean_teacher"], teacher=Teacher("average", members=3)), "one network"),
     (lambda: Student(feature_dropout=0.5), "paired"),
     (lambda: Student(mixing="copy_paste"), "paired"),
+    (lambda: Student(mixing="both"), "paired"),
+    (lambda: Student(turns="half"), "student.turns"),
     (lambda: Recipe("r", Threshold(), prior=4), "prior is 4"),
 ])
 def test_what_does_not_go_together_is_refused_with_the_reason(wrong, reason):

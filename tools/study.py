@@ -89,7 +89,7 @@ ARMS = {
     "short best, CutMix, all by quarter turns": short(changes=CUTMIX, **QUARTER),
     "short best, CutMix, weak views": short(changes=CUTMIX | {"student.views": "weak"}),
     "short best, CutMix, all at any angle, step and threshold of highest F1": short(changes=CUTMIX | {"student.turns": "any"}, **ANY, **CHOSEN),
-    "short self-training": short("naive", SELF),
+    "short self-training": short("naive", SELF, teacher_share=0.5),
     "short unimatch, every pixel": short("unimatch", EVERY_PIXEL | TURNS),
 }
 EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu") # the strategies that came with a claimed gain
