@@ -194,6 +194,7 @@ def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
     (lambda: replace(recipes["cps"], student=Student(sampling="paired")), "peer"),
     (lambda: replace(recipes["mean_teacher"], teacher=Teacher("average", members=3)), "one network"),
     (lambda: Student(feature_dropout=0.5), "paired"),
+    (lambda: Student(mixing="paste"), "paired"),
     (lambda: Student(mixing="copy_paste"), "paired"),
     (lambda: Student(mixing="both"), "paired"),
     (lambda: Student(turns="half"), "student.turns"),

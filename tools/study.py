@@ -47,6 +47,7 @@ TURNS = {"student.turns": "quarter"} # of the unlabelled windows
 EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
 SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
 CUTMIX = {"student.mixing": "cutmix"}
+PASTE = {"student.mixing": "paste"} # labelled foreground into unlabelled windows, nothing back
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
 
@@ -60,6 +61,7 @@ ARMS = {
     "supervised": Arm(),
     "supervised, twice the steps": Arm(steps=2),
     "best": Arm("best", settings=EARLY),
+    "best, pasted one way": Arm("best", PASTE, EARLY),
     "best, CutMix as well": Arm("best", {"student.mixing": "both"}, EARLY),
     "best, three quarters of the steps": Arm("best", settings=EARLY, steps=0.75),
     "best, CutMix, three quarters of the steps": Arm("best", CUTMIX, EARLY, steps=0.75),
@@ -78,6 +80,7 @@ ARMS = {
     "short best, teacher half of the steps": short(teacher_share=0.5),
     "short best, weak views": short(changes={"student.views": "weak"}),
     "short best, no mixing": short(changes={"student.mixing": "none"}),
+    "short best, pasted one way": short(changes=PASTE),
     "short best, CutMix as well": short(changes={"student.mixing": "both"}),
     "short best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
     "short best, foreground from 0.95": short(changes={"selector.foreground": 0.95, "selector.background": 1 - 0.95}),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, pick, progress
+from ..core import UserError, first_of, pick, progress
 from .coco import category_names, class_table, coco_items, read_document, tally_note
 from .files import Header, image_files, is_mrc, read_header, read_pixels
 from .images import Cache, Data, HiddenLabels, ImageSet, Item, from_arrays
@@ -221,7 +221,7 @@ def csv_groups(
     if not rows or not {"image", "group"} <= set(rows[0]): raise UserError(f"{path}: columns {', '.join(rows[0]) if rows else 'none'}; expected image and group, so name them so in the first line")
     table = {r["image"]: r["group"] for r in rows}
     found = [table.get(id) or table.get(Path(id).name) for id in ids]
-    if lost := [id for id, g in zip(ids, found) if not g]: raise UserError(f"{path}: no group for image {lost[0]} (and {len(lost) - 1:,} more); expected a line for each image, so add it")
+    if lost := [id for id, g in zip(ids, found) if not g]: raise UserError(f"{path}: no group for image {first_of(lost)}; expected a line for each image, so add it")
     return found
 
 # %% ../../nbs/data/05_sources.ipynb #e7ee9ed8

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['label_order', 'labelled_ids', 'divide_by_group', 'Split', 'check_separate']
 
-# %% ../../nbs/data/06_splits.ipynb #2998c1f7
+# %% ../../nbs/data/06_splits.ipynb #f40dfe1e
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from itertools import combinations
 
 import numpy as np
 
-from ..core import UserError, random_stream
+from ..core import UserError, first_of, random_stream
 from .images import Data, ImageSet
 
-# %% ../../nbs/data/06_splits.ipynb #804d0913
+# %% ../../nbs/data/06_splits.ipynb #98a563ff
 def label_order(
     ids: Sequence[str],
     groups: Sequence[str], # of each id
@@ -43,7 +43,7 @@ def labelled_ids(
     enough = f"at least {1 / len(ids):.2g} gives one" if ids else "there are no training images at all"
     raise UserError(f"labelled ratio {ratio:g} of {len(ids):,} training images gives {n} labelled images; expected a ratio in (0, 1] that leaves at least one ({enough}), so raise it")
 
-# %% ../../nbs/data/06_splits.ipynb #fcbf939c
+# %% ../../nbs/data/06_splits.ipynb #97563ba3
 def divide_by_group(
     ids: Sequence[str],
     groups: Sequence[str], # of each id
@@ -62,7 +62,7 @@ def divide_by_group(
         filled[side[g]] += sizes[g]
     return tuple(tuple(i for i, g in sorted(zip(ids, groups)) if side[g] == s) for s in (0, 1))
 
-# %% ../../nbs/data/06_splits.ipynb #d69baa66
+# %% ../../nbs/data/06_splits.ipynb #907da819
 @dataclass(frozen=True)
 class Split:
     "Which image played which part in a run; written as `split.json`."
@@ -71,7 +71,7 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
-# %% ../../nbs/data/06_splits.ipynb #a656d207
+# %% ../../nbs/data/06_splits.ipynb #e0063564
 def check_separate(
     data: Data,
 ) -> None:
@@ -79,9 +79,9 @@ def check_separate(
     splits = {n: s for n, s in data.splits.items() if n != "unlabelled"}
     for (a, left), (b, right) in combinations(splits.items(), 2):
         named = _named_groups(left) & _named_groups(right)
-        if named: raise UserError(f"{data.name}: group {min(named)} is in {a} and in {b} (and {len(named) - 1:,} more groups); expected no group in two splits, so move its images to one of them")
+        if named: raise UserError(f"{data.name}: group {first_of(named)} is in {a} and in {b}; expected no group in two splits, so move its images to one of them")
         same = [id for id in set(left.ids) & set(right.ids) if _fingerprint(left, id) == _fingerprint(right, id)]
-        if same: raise UserError(f"{data.name}: image {min(same)} is in {a} and in {b} (and {len(same) - 1:,} more); expected no image in two splits, so remove it from one of them")
+        if same: raise UserError(f"{data.name}: image {first_of(same)} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
 
 def _named_groups(images: ImageSet) -> set[str]:
     "Groups that were given: those that are not just an image's id."

@@ -212,7 +212,7 @@ class Student:
     networks: int = 1 # 2: they teach each other
     views: str = "weak" # of pseudo-labelled windows: "weak" as the labelled ones, "strong", or "two_strong"
     turns: str = "" # of pseudo-labelled windows: "quarter" or "any", as in the settings; "": as those of the labelled ones
-    mixing: str = "none" # of windows: "cutmix", "copy_paste", "both", or one's own by `register_mixing`
+    mixing: str = "none" # of windows: "cutmix", "paste", "copy_paste", "both", or one's own by `register_mixing`
     feature_dropout: float = 0.0 # share of the encoder's channels that are dropped in one more pass, in [0, 1)
     loss: str = "" # of pseudo-labelled windows, a registered name; "": that of labelled ones
     background: str = "labelled" # of labelled images: known, or "unlabelled" where only some objects are annotated
@@ -224,8 +224,8 @@ class Student:
         for name in ("ramp_up", "feature_dropout"):
             if not 0 <= getattr(self, name) < 1: raise UserError(f"student.{name} is {getattr(self, name)}; expected a share from 0 to below 1, such as 0.5")
         if self.networks not in (1, 2): raise UserError(f"student.networks is {self.networks}; expected 1, or 2 that teach each other")
-        if self.sampling == "pooled" and (self.loss or self.mixing in ("copy_paste", "both") or self.views == "two_strong" or self.feature_dropout):
-            raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, copy_paste, two_strong or feature_dropout, so set student.sampling=paired")
+        if self.sampling == "pooled" and (self.loss or self.mixing in ("paste", "copy_paste", "both") or self.views == "two_strong" or self.feature_dropout):
+            raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, pasting, two_strong or feature_dropout, so set student.sampling=paired")
 
 _choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labelled", "unlabelled"), turns=("", "quarter", "any"))
 
