@@ -47,7 +47,7 @@ TURNS = {"student.turns": "quarter"} # of the unlabelled windows
 EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
 SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
 CUTMIX = {"student.mixing": "cutmix"}
-PASTE = {"student.mixing": "paste"} # labelled foreground into unlabelled windows, nothing back
+BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing": "both"} # pseudo-labelled foreground comes back into labelled windows
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
 
@@ -61,9 +61,9 @@ ARMS = {
     "supervised": Arm(),
     "supervised, twice the steps": Arm(steps=2),
     "best": Arm("best", settings=EARLY),
-    "best, pasted one way": Arm("best", PASTE, EARLY),
-    "best, CutMix as well": Arm("best", {"student.mixing": "both"}, EARLY),
-    "best, three quarters of the steps": Arm("best", settings=EARLY, steps=0.75),
+    "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
+    "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
+    "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
     "best, CutMix, three quarters of the steps": Arm("best", CUTMIX, EARLY, steps=0.75),
     "short supervised": short("supervised"),
     "short supervised, any angle": short("supervised", **ANY),
@@ -80,15 +80,16 @@ ARMS = {
     "short best, teacher half of the steps": short(teacher_share=0.5),
     "short best, weak views": short(changes={"student.views": "weak"}),
     "short best, no mixing": short(changes={"student.mixing": "none"}),
-    "short best, pasted one way": short(changes=PASTE),
-    "short best, CutMix as well": short(changes={"student.mixing": "both"}),
+    "short best, pasted both ways": short(changes=BOTH_WAYS),
+    "short best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
     "short best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
-    "short best, foreground from 0.95": short(changes={"selector.foreground": 0.95, "selector.background": 1 - 0.95}),
-    "short best, ramp-up over 30 %": short(changes={"student.ramp_up": 0.3}),
     "short best, fresh student": short(changes={"student.start": "restart"}),
-    "short best, half the weight": short(changes={"student.weight": 0.5}),
-    "short best, no Dice on pseudo-labels": short(changes={"student.loss": "cross_entropy"}),
     "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
+    "short both ways, weak views": short(changes=BOTH_WAYS | {"student.views": "weak"}),
+    "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector.foreground": 0.95, "selector.background": 1 - 0.95}),
+    "short both ways, ramp-up over 30 %": short(changes=BOTH_WAYS | {"student.ramp_up": 0.3}),
+    "short both ways, half the weight": short(changes=BOTH_WAYS | {"student.weight": 0.5}),
+    "short both ways, no Dice on pseudo-labels": short(changes=BOTH_WAYS | {"student.loss": "cross_entropy"}),
     "short best, CutMix": short(changes=CUTMIX),
     "short best, CutMix, labels at any angle": short(changes=CUTMIX, **ANY),
     "short best, CutMix, all at any angle": short(changes=CUTMIX | {"student.turns": "any"}, **ANY),
