@@ -8,6 +8,7 @@ __all__ = ['Settings']
 # %% ../../nbs/training/00_settings.ipynb #283a5c18
 from dataclasses import dataclass, field
 
+from ..cards import fields_card
 from ..core import UserError
 
 # %% ../../nbs/training/00_settings.ipynb #bf30b53d
@@ -33,6 +34,7 @@ class Settings:
     gate: float = 0.75 # probability of a gain from which on a round's student is accepted
     tile: int = 1024 # px; larger images are predicted in overlapping tiles
     checkpoint_every: int = 100 # steps; at most so many are computed again after a crash
+    _repr_html_ = fields_card
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "crop", "evaluations", "checkpoint_every", "tile"):
