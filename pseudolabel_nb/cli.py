@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from .arguments import Help, Parser, add_common, data_names, diagnose_parser, load_plugin, open_data, plan_parser, recipes_of, settings_of, source_of, sweep_parser, train_parser
+from .arguments import Help, Parser, add_common, data_names, diagnose_parser, load_plugin, open_data, plan_parser, positive, recipes_of, settings_of, source_of, sweep_parser, train_parser, whole_number
 from .core import UserError, hearing_interrupts, process_number
 
 # %% ../nbs/90_cli.ipynb #839576bd
@@ -184,8 +184,9 @@ def _diagnose_run(a: argparse.Namespace): # -> Diagnosis
     "What there is to say about a run."
     from pseudolabel_nb.diagnostics.diagnosis import diagnose
     from pseudolabel_nb.runs.run import open_run
-    run = open_run(a.what)
-    return diagnose(run, _run_data(a, run), round=a.round, oracle=a.oracle, device=a.device)
+    from pseudolabel_nb.training.task import resolve_device
+    run, device = open_run(a.what), resolve_device(a.device)
+    return diagnose(run, _run_data(a, run), round=a.round, oracle=a.oracle, device=device)
 
 def _diagnose_masks(a: argparse.Namespace): # -> Diagnosis
     "What there is to say about two folders of masks; the class ratio in four lines first."
@@ -219,15 +220,15 @@ def predict_parser() -> Parser:
     p.add_argument("images", metavar="IMAGES", help="folder of images (PNG, JPG, TIFF, MRC); STAR and .cs files name it as it is typed here")
     p.add_argument("--out", dest="output_dir", metavar="OUT", default="picks", help="folder to write into")
     p.add_argument("--format", dest="formats", default="star", help="some of star, box, cbox, csv, cs (coordinates), coco (pseudo-labels with outlines), mask (PNG), mrc (probabilities), commas between")
-    p.add_argument("--diameter", type=float, help="of a particle, px of the images; if not given, the --diameter of training, or estimated from what is predicted")
+    p.add_argument("--diameter", type=positive, help="of a particle, px of the images; if not given, the --diameter of training, or estimated from what is predicted")
     p.add_argument("--threshold", type=float, help="particle where the probability is at least this; if not given, the run's, which was chosen on validation")
     p.add_argument("--box-size", type=float, help="side of the boxes in box and cbox, px of the images; if not given, each particle's own diameter")
     p.add_argument("--pixel", "--pixel-size", type=float, help="Å of the images, where their files do not say or say it wrong")
     p.add_argument("--working-pixel", type=float, help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
-    p.add_argument("--longest", "--working-size", type=int, help="instead: reduce the images to so many px on their longest side")
+    p.add_argument("--longest", "--working-size", type=whole_number(16), help="instead: reduce the images to so many px on their longest side")
     p.add_argument("--tile", type=int, help="larger images are predicted in overlapping tiles of this side, px; if not given, as in training")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    p.add_argument("--threads", type=int, help="CPU threads (left to torch if not given)")
+    p.add_argument("--threads", type=whole_number(1), help="CPU threads (left to torch if not given)")
     p.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers the run's network; may be repeated")
     add_common(p)
     return p
@@ -241,6 +242,13 @@ def _working(a: argparse.Namespace, run): # -> Preparation or None
     if a.working_pixel is None and a.longest is None: return None
     return replace(run_preparation(run) or Preparation(), pixel=a.working_pixel, longest=a.longest)
 
+def _not_written(images, folder: Path, out: Path): # -> ImageSet
+    "The images without those that were written into `out`, where it lies among them."
+    folder, out = folder.resolve(), out.resolve()
+    if out == folder: raise UserError(f"{out}: holds the images; masks and probabilities written there would be taken for more of them, so name another folder with --out")
+    if folder not in out.parents: return images
+    return images.subset([id for id in images.ids if out not in (folder / id).parents])
+
 def _predict(a: argparse.Namespace) -> None:
     "The command pseudolabel-predict, after parsing."
     for name in a.plugins: load_plugin(name)
@@ -249,7 +257,7 @@ def _predict(a: argparse.Namespace) -> None:
     from pseudolabel_nb.experiments.picking import pick_images, picking_summary
     from pseudolabel_nb.runs.run import open_run
     if a.threads: torch.set_num_threads(a.threads)
-    run, images = open_run(a.run), open_unlabelled(a.images, cache_bytes=0)
+    run, images = open_run(a.run), _not_written(open_unlabelled(a.images, cache_bytes=0), Path(a.images), Path(a.output_dir))
     formats = [f.strip() for f in a.formats.split(",") if f.strip()]
     diameter = (run.source or {}).get("diameter") if a.diameter is None else a.diameter
     picks = pick_images(run, images, a.output_dir, formats, threshold=a.threshold, diameter=diameter, tile=a.tile, device=a.device,

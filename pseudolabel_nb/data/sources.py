@@ -217,7 +217,9 @@ def csv_groups(
     path: Path, # CSV with the columns image and group
 ) -> list[str]:
     "The group of each id (or of its file name) in a table; raises `UserError` for one that is not there."
-    with open(path, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
+    except UnicodeDecodeError: raise UserError(f"{path}: is not UTF-8; expected text in UTF-8, so save it so (in a spreadsheet: CSV UTF-8)") from None
     if not rows or not {"image", "group"} <= set(rows[0]): raise UserError(f"{path}: columns {', '.join(rows[0]) if rows else 'none'}; expected image and group, so name them so in the first line")
     table = {r["image"]: r["group"] for r in rows}
     found = [table.get(id) or table.get(Path(id).name) for id in ids]

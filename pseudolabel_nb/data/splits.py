@@ -6,7 +6,7 @@
 __all__ = ['label_order', 'labelled_ids', 'divide_by_group', 'Split', 'check_separate']
 
 # %% ../../nbs/data/06_splits.ipynb #f40dfe1e
-import hashlib
+import hashlib, math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,19 +74,28 @@ class Split:
 # %% ../../nbs/data/06_splits.ipynb #e0063564
 def check_separate(
     data: Data,
+    most: int = 2**28, # px that are read to find an image under another name; with more, only images of the same name are compared
 ) -> None:
-    "Raises `UserError` if train, val and test share a group, or an image."
+    "Raises `UserError` if train, val and test share a group, or an image, whatever it is called."
     splits = {n: s for n, s in data.splits.items() if n != "unlabelled"}
     for (a, left), (b, right) in combinations(splits.items(), 2):
         named = _named_groups(left) & _named_groups(right)
         if named: raise UserError(f"{data.name}: group {first_of(named)} is in {a} and in {b}; expected no group in two splits, so move its images to one of them")
-        same = [id for id in set(left.ids) & set(right.ids) if _fingerprint(left, id) == _fingerprint(right, id)]
-        if same: raise UserError(f"{data.name}: image {first_of(same)} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
+        if same := _shared(left, right, most): raise UserError(f"{data.name}: image {first_of(same)} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
+
+def _shared(left: ImageSet, right: ImageSet, most: int) -> list[str]: # their names in the right one
+    "Images that are in both."
+    shapes = {left.shape(i) for i in range(len(left))} & {right.shape(i) for i in range(len(right))}
+    pair = [[id for i, id in enumerate(s.ids) if s.shape(i) in shapes] for s in (left, right)]
+    if sum(math.prod(s.shape(s.index(id))) for s, ids in zip((left, right), pair) for id in ids) > most: pair = [sorted({*pair[0]} & {*pair[1]})] * 2
+    seen = {_fingerprint(left, id) for id in pair[0]} - {""}
+    return [id for id in pair[1] if _fingerprint(right, id) in seen]
 
 def _named_groups(images: ImageSet) -> set[str]:
     "Groups that were given: those that are not just an image's id."
     return {g for id, g in zip(images.ids, images.groups) if g != id}
 
 def _fingerprint(images: ImageSet, id: str) -> str:
-    "A hash of the standardised pixels."
-    return hashlib.sha256(images.image(images.index(id)).tobytes()).hexdigest()
+    "A hash of the standardised pixels; empty where all are the same, as of a blank tile."
+    pixels = images.image(images.index(id))
+    return hashlib.sha256(pixels.tobytes()).hexdigest() if pixels.any() else ""

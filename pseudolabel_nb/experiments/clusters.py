@@ -213,6 +213,7 @@ def dask_cluster(
     "The executor of a Dask cluster that is already there; `UserError` where Dask is not installed or no scheduler answers."
     try: from distributed import Client
     except ModuleNotFoundError: raise UserError("a Dask cluster needs the package distributed, which is not installed; pip install \"pseudolabel_nb[dask]\"") from None
+    if str(address).endswith(".json") and not Path(address).is_file(): raise UserError(f"{address}: no such file; expected what `dask scheduler --scheduler-file` has written, so check the path")
     where = dict(scheduler_file=address) if str(address).endswith(".json") else dict(address=address)
     try: client = Client(**where, timeout=patience)
     except (OSError, ValueError, TimeoutError) as e: raise UserError(f"{address}: no Dask scheduler answers ({' '.join(str(e).split())}); expected an address such as tcp://10.0.0.1:8786, so check it, or start one with `dask scheduler`") from None

@@ -96,13 +96,13 @@ def _pairs(part: Comparison, metric: str) -> Iterator[dict]:
 
 def paired_runs(
     comparison: Comparison,
-    metric: str | None = None, # "test_f1" or "val_f1"; None: of validation only where no pair is scored on the test set
+    metric: str | None = None, # "test_f1" or "val_f1"; None: the first of which a strategy has a pair, else the first of which there is a score
 ): # pandas.DataFrame, a row a run: condition, strategy, seed, f1, f1_supervised (of its baseline), gain, run, baseline (names); `attrs` holds the metric and the baseline's name
     "Every run that can be compared with its baseline, the baselines too, with a gain of 0."
     import pandas as pd
-    for metric in (metric,) if metric else ("test_f1", "val_f1"): # noqa: B020
-        rows = [dict(condition=said, **row) for said, part in conditions(comparison) for row in _pairs(part, metric)]
-        if any(r["run"] != r["baseline"] for r in rows): break
+    found = {m: [dict(condition=said, **row) for said, part in conditions(comparison) for row in _pairs(part, m)] for m in ((metric,) if metric else ("test_f1", "val_f1"))}
+    metric = max(found, key=lambda m: (any(r["run"] != r["baseline"] for r in found[m]), bool(found[m])))
+    rows = found[metric]
     pairs = pd.DataFrame(rows, columns=["condition", "strategy", "seed", "f1", "f1_supervised", "gain", "run", "baseline"])
     pairs.attrs = dict(metric=metric, baseline=comparison.baseline)
     return pairs
@@ -128,11 +128,11 @@ def _table(rows: list[dict]): # pandas.DataFrame
     alone = set(table["condition"]) == {""}
     return table.drop(columns=["condition"] * alone).set_index("strategy" if alone else ["condition", "strategy"])
 
-def _headline_row(r: dict) -> dict:
+def _headline_row(r: dict, metric: str) -> dict:
     "A line as it is read; empty where there is nothing to say."
     import pandas as pd
     r, f1 = {k: v for k, v in r.items() if not pd.isna(v)}, _points(r["f1_mean"], False)
-    said = {"condition": r["condition"], "strategy": r["strategy"], "F1 %": f"{f1} ± {_points(r['f1_sd'], False)}" if "f1_sd" in r else f1, "seeds": f"{r['n_seeds']} ({r['positives']} up)" if "positives" in r else str(r["n_seeds"])}
+    said = {"condition": r["condition"], "strategy": r["strategy"], "F1 %" if metric == "test_f1" else "validation F1 %": f"{f1} ± {_points(r['f1_sd'], False)}" if "f1_sd" in r else f1, "seeds": f"{r['n_seeds']} ({r['positives']} up)" if "positives" in r else str(r["n_seeds"])}
     said |= {"gain": _points(r["gain_mean"]) if "gain_mean" in r else "", "95 % interval": f"[{_points(r['gain_low'])}, {_points(r['gain_high'])}]" if "gain_low" in r else "", "evidence": r["evidence"]}
     said |= {"p signs": p_text(r["p_sign_flip"]) if "p_sign_flip" in r else "", "p Holm": p_text(r["p_holm"]) if "p_holm" in r else ""}
     return said | {"times seed noise": f"{r['gain_over_noise']:.1f}" if "gain_over_noise" in r else "", "more seeds": seeds_text(r.get("seeds_needed"))}
@@ -141,7 +141,7 @@ def headline(
     pairs, # of `paired_runs`
 ): # pandas.DataFrame of texts
     "The same as a table to read: scores and gains in points, ± is the sd over seeds, `more seeds` about how many more would tell a gain of this size from 0."
-    return _table([_headline_row(r) for r in headline_numbers(pairs).to_dict("records")])
+    return _table([_headline_row(r, pairs.attrs["metric"]) for r in headline_numbers(pairs).to_dict("records")])
 
 # %% ../../nbs/experiments/02a_findings.ipynb #d40e3fb2
 class Lines(list):

@@ -17,6 +17,7 @@ from torch import nn
 from ..core import UserError, append_jsonl, progress, read_json, read_jsonl, to_dict, write_json, write_text
 from ..data.coordinates import Picks
 from ..data.coordinates_out import FORMATS, area_codes, path_for, star_of_files, write_coco, write_coordinates, write_mask, write_probabilities
+from ..data.files import is_mrc
 from ..data.images import ImageSet
 from ..data.preparation import Preparation, prepare, resized_picks
 from ..inference.picks import estimate_diameter, find_particles
@@ -67,6 +68,7 @@ class Picking:
 
     def __post_init__(self):
         if unknown := [f for f in self.formats if f not in ALL_FORMATS]: raise UserError(f"unknown format {unknown[0]!r}; expected some of: {', '.join(ALL_FORMATS)}")
+        if not self.formats: raise UserError(f"no format is named; expected some of: {', '.join(ALL_FORMATS)}")
         if not 0 < self.threshold <= 1: raise UserError(f"threshold is {self.threshold}; expected a probability over 0 and at most 1, such as 0.5")
         for what, value in (("diameter", self.diameter), ("pixel", self.pixel), ("box", self.box)):
             if value is not None and not 0 < value < np.inf: raise UserError(f"{what} is {value}; expected a number over 0, so pass one, or leave it out")
@@ -87,6 +89,7 @@ def pick_images(
     names: str = "", # the images' folder, as STAR and .cs files shall name it
 ) -> list[Picks]: # of each image, in its own pixels
     "Predict, pick and write all images, or go on with it; raises `UserError` where the folder was begun with other settings."
+    _check_images(images, diameter)
     out, (network, channels), best = Path(out), run_network(run), run.best()
     weights = hashlib.sha256((run.folder / best.checkpoint).read_bytes()).hexdigest()
     picking = Picking(weights, tuple(dict.fromkeys(formats)), best.threshold if threshold is None else threshold, diameter, tile or run.config["settings"]["tile"], preparation or run_preparation(run), pixel, box, names)
@@ -98,6 +101,12 @@ def pick_images(
         found = _write_joined(out, images, picking)
     shutil.rmtree(out / "prepared", ignore_errors=True)
     return found
+
+def _check_images(images: ImageSet, diameter: float | None) -> None:
+    "`UserError` for a stack, which other programs do not know as micrographs, and for a particle larger than an image."
+    for k, id in enumerate(images.ids):
+        if is_mrc(Path(id).parent): raise UserError(f"{Path(id).parent}: a stack of images; expected one micrograph a file, so write them into files of their own")
+        if diameter and diameter > max(images.shape(k)): raise UserError(f"{id}: diameter is {diameter:g} px, more than the image's {max(images.shape(k))}; expected that of a particle in px of the images, so pass it")
 
 def _begin(out: Path, picking: Picking) -> None:
     "Write the settings down; `UserError` where something was picked with others."
@@ -127,11 +136,16 @@ def _known_diameter(out: Path, images: ImageSet, predict: Callable, picking: Pic
 
 def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking) -> None:
     "Predict, pick and write the images that have no line yet."
-    done = {line["image"] for line in read_jsonl(out / "done.jsonl")}
+    done = {line["image"] for line in read_jsonl(out / "done.jsonl") if all(path.exists() for path in _files_of(out, line["image"], picking))}
     rest = images.subset([id for id in images.ids if id not in done])
     if not len(rest): return
     for k, probs in enumerate(progress(predict(rest), total=len(images), initial=len(done), desc="picking")):
         append_jsonl(out / "done.jsonl", _pick_one(out, rest.items[k], probs, picking))
+
+def _files_of(out: Path, image: str, picking: Picking) -> list[Path]:
+    "What is written for one image alone."
+    endings = {kind: f".{kind}" for kind in ("star", "box", "cbox", "csv")} | dict(mask=".png", mrc=".mrc")
+    return [path_for(out / kind, image, endings[kind]) for kind in picking.formats if kind in endings]
 
 def _pick_one(out: Path, item, probs: np.ndarray, picking: Picking) -> dict: # the image's line
     "Find the particles of one image and write its files; in its own pixels, whatever the network was shown."
