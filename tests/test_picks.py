@@ -436,7 +436,9 @@ def test_slips_are_one_line(run, folder, tmp_path, capsys):
     assert "no run folder" in one_line(capsys, [folder, folder])
     assert "'pdf'" in one_line(capsys, [*base, "--format", "star,pdf"])
     assert "threshold is 0" in one_line(capsys, [*base, "--threshold", "0"])
-    assert "diameter is -3" in one_line(capsys, [*base, "--diameter", "-3"])
+    for wrong in (["--diameter", "-3"], ["--diameter", "nan"], ["--threads", "0"]): assert "expected a" in one_line(capsys, [*base, *wrong])
+    assert "no format is named" in one_line(capsys, [*base, "--format", ","])
+    assert "more than the image" in one_line(capsys, [*base, "--diameter", "5000"])
     assert "multiple of 16" in one_line(capsys, [*base, "--tile", "50", "--diameter", "9"])
     assert "pixel size" in one_line(capsys, [*base, "--working-pixel", "16", "--diameter", "9"])
     assert cli.predict([str(a) for a in [*base[:2], "--out", tmp_path / "other", "--diameter", "12", "--device", "cpu"]]) == 0
