@@ -224,8 +224,8 @@ class Student:
         for name in ("ramp_up", "feature_dropout"):
             if not 0 <= getattr(self, name) < 1: raise UserError(f"student.{name} is {getattr(self, name)}; expected a share from 0 to below 1, such as 0.5")
         if self.networks not in (1, 2): raise UserError(f"student.networks is {self.networks}; expected 1, or 2 that teach each other")
-        if self.sampling == "pooled" and (self.loss or self.mixing not in ("none", "cutmix") or self.views == "two_strong" or self.feature_dropout):
-            raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, a mixing other than cutmix, two_strong or feature_dropout, so set student.sampling=paired")
+        if self.sampling == "pooled" and (self.loss or self.mixing in ("paste", "copy_paste", "both") or self.views == "two_strong" or self.feature_dropout):
+            raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, pasting, two_strong or feature_dropout, so set student.sampling=paired")
 
 _choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labelled", "unlabelled"), turns=("", "quarter", "any"))
 
