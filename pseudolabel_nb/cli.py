@@ -245,7 +245,7 @@ def _working(a: argparse.Namespace, run): # -> Preparation or None
 def _not_written(images, folder: Path, out: Path): # -> ImageSet
     "The images without those that were written into `out`, where it lies among them."
     folder, out = folder.resolve(), out.resolve()
-    if out == folder: raise UserError(f"{out}: holds the images; masks and probabilities written there would be taken for more of them, so name another folder with --out")
+    if out == folder: raise UserError(f"{out}: holds the images; what is written there would be taken for more of them, so name another folder with --out")
     if folder not in out.parents: return images
     return images.subset([id for id in images.ids if out not in (folder / id).parents])
 

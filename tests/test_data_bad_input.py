@@ -335,6 +335,8 @@ def test_groups(tmp_path):
     assert open_images(root, groups=table).train.groups == ("a", "b")
     table.write_text("image,group\n0.png,a\n")
     complaint(lambda: open_images(root, groups=table), "groups.csv", "1.png", "add it")
+    table.write_bytes("image,group\n0.png,für\n".encode("latin-1"))
+    complaint(lambda: open_images(root, groups=table), "groups.csv", "UTF-8")
 
 # ---- NPZ
 

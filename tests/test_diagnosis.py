@@ -245,6 +245,7 @@ def test_command_on_a_run(finished, capsys, tmp_path):
     said = capsys.readouterr().out
     assert "does not say where its images are" in said and "class ratio" in said and (tmp_path / "page.html").stat().st_size > 10_000
     assert command([str(finished.folder), "--data-dir", str(tmp_path / "gone")]) == 2 and "gone" in capsys.readouterr().err
+    assert command([str(finished.folder), "--device", "abacus"]) == 2 and "device 'abacus' cannot be used" in capsys.readouterr().err
 
 
 def test_histogram_of_the_whole_is_the_sum():

@@ -81,15 +81,17 @@ def check_separate(
     for (a, left), (b, right) in combinations(splits.items(), 2):
         named = _named_groups(left) & _named_groups(right)
         if named: raise UserError(f"{data.name}: group {first_of(named)} is in {a} and in {b}; expected no group in two splits, so move its images to one of them")
-        if same := _shared(left, right, most): raise UserError(f"{data.name}: image {first_of(same)} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
+    seen = {}
+    for b, id in _compared(splits, most):
+        found = _fingerprint(splits[b], id)
+        if found and (a := seen.setdefault(found, b)) != b: raise UserError(f"{data.name}: image {id} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
 
-def _shared(left: ImageSet, right: ImageSet, most: int) -> list[str]: # their names in the right one
-    "Images that are in both."
-    shapes = {left.shape(i) for i in range(len(left))} & {right.shape(i) for i in range(len(right))}
-    pair = [[id for i, id in enumerate(s.ids) if s.shape(i) in shapes] for s in (left, right)]
-    if sum(math.prod(s.shape(s.index(id))) for s, ids in zip((left, right), pair) for id in ids) > most: pair = [sorted({*pair[0]} & {*pair[1]})] * 2
-    seen = {_fingerprint(left, id) for id in pair[0]} - {""}
-    return [id for id in pair[1] if _fingerprint(right, id) in seen]
+def _compared(splits: dict[str, ImageSet], most: int) -> list[tuple[str, str]]: # split, id
+    "The images to look at: all of them, or only those whose name is in two splits."
+    every = [(name, id) for name, images in splits.items() for id in images.ids]
+    if sum(math.prod(images.shape(i)) for images in splits.values() for i in range(len(images))) <= most: return every
+    often = Counter(id for _, id in every)
+    return [(name, id) for name, id in every if often[id] > 1]
 
 def _named_groups(images: ImageSet) -> set[str]:
     "Groups that were given: those that are not just an image's id."

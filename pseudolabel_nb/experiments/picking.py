@@ -135,7 +135,7 @@ def _known_diameter(out: Path, images: ImageSet, predict: Callable, picking: Pic
     return read_json(path)
 
 def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking) -> None:
-    "Predict, pick and write the images that have no line yet."
+    "Predict, pick and write the images that have no line yet, or whose files are gone."
     done = {line["image"] for line in read_jsonl(out / "done.jsonl") if all(path.exists() for path in _files_of(out, line["image"], picking))}
     rest = images.subset([id for id in images.ids if id not in done])
     if not len(rest): return
@@ -144,8 +144,7 @@ def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking)
 
 def _files_of(out: Path, image: str, picking: Picking) -> list[Path]:
     "What is written for one image alone."
-    endings = {kind: f".{kind}" for kind in ("star", "box", "cbox", "csv")} | dict(mask=".png", mrc=".mrc")
-    return [path_for(out / kind, image, endings[kind]) for kind in picking.formats if kind in endings]
+    return [path_for(out / kind, image, ".png" if kind == "mask" else f".{kind}") for kind in picking.formats if kind not in ("cs", "coco")]
 
 def _pick_one(out: Path, item, probs: np.ndarray, picking: Picking) -> dict: # the image's line
     "Find the particles of one image and write its files; in its own pixels, whatever the network was shown."
