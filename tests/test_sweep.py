@@ -346,7 +346,7 @@ def test_no_scheduler():
     pytest.importorskip("distributed", reason="needs distributed: pip install \"pseudolabel_nb[dask]\"")
     with pytest.raises(UserError, match="no Dask scheduler answers"), dask_cluster("tcp://127.0.0.1:9", patience=1): pass
     with pytest.raises(UserError, match="no Dask scheduler answers"), dask_cluster("nonsense://x", patience=1): pass
-    with pytest.raises(UserError, match="nofile.json: no such file"), dask_cluster("nofile.json", patience=1): pass
+    with pytest.raises(UserError, match=r"nofile\.json: no such file"), dask_cluster("nofile.json", patience=1): pass
 
 
 def test_repeat(unbroken, tmp_path):
