@@ -216,6 +216,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError: raise UserError(f"{path}: no such file; check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not JSON ({e}); expected a JSON document, so export or download the file again") from None
+    except RecursionError: raise UserError(f"{path}: brackets within brackets without end; expected a JSON document that a person could read, so export or download the file again") from None
 
 # %% ../nbs/00_core.ipynb #ed2fd7fa
 def append_jsonl(path: str | Path, record: Any) -> None:

@@ -224,8 +224,8 @@ def test_again_trains_nothing(train, data, tmp_path):
 
 def test_another_experiment_in_the_same_folder(train, refuse, data, tmp_path):
     train(data)
-    for change in (("--steps", "14"), ("--confidence-threshold", "0.8"), ("--mask-values", "nonzero"), ("--set", "student.weight=0.5")):
-        refuse("--data-dir", data, *change, parts=["was begun with another config", "choose another output folder"])
+    for change, named in ((("--steps", "14"), "steps was "), (("--confidence-threshold", "0.8"), "0.8"), (("--mask-values", "nonzero"), "was "), (("--set", "student.weight=0.5"), "student.weight was 1.0, now 0.5")):
+        refuse("--data-dir", data, *change, parts=["was begun with another config", named, "choose another output folder"])
 
 def test_unlabelled_folder(train, data, tmp_path):
     rng = np.random.default_rng(3)

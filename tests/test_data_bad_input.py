@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from pseudolabel_nb.core import UserError
+from pseudolabel_nb.core import UserError, read_json
+from pseudolabel_nb.data.files import read_header
 from pseudolabel_nb.data.images import Cache, HiddenLabels, from_arrays
 from pseudolabel_nb.data.sources import open_images, open_unlabelled
 from pseudolabel_nb.data.splits import divide_by_group, label_order, labelled_ids
@@ -146,6 +147,15 @@ def test_polygons_and_classes(tmp_path):
     complaint(lambda: open_images(tmp_path, multiclass=True), "annotation 17", "category_id 9")
 
 # ---- image files
+
+def test_file_without_read_permission(tmp_path, monkeypatch):
+    def forbidden(path, *_): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("pseudolabel_nb.data.files.open", forbidden, raising=False) # the one who tests may be root
+    complaint(lambda: read_header(tmp_path / "a.png"), "a.png", "permission", "chmod")
+
+def test_brackets_without_end(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    complaint(lambda: read_json(tmp_path / "a.json"), "a.json", "brackets", "again")
 
 def test_truncated_image(tmp_path):
     for suffix in (".png", ".jpg", ".tif"):

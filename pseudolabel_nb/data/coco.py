@@ -43,6 +43,7 @@ def read_mark(
     if isinstance(outline, list) and outline and not isinstance(outline[0], (list, tuple)): outline = [outline]
     if isinstance(outline, dict): kind, geometry, problem = "rle", outline, rle_problem(outline, shape)
     elif isinstance(outline, list) and any(outline): kind, geometry, problem = "polygons", outline, polygon_problem(outline, shape)
+    elif outline and not isinstance(outline, (list, dict)): kind, geometry, problem = "polygons", outline, f"has segmentation {str(outline)[:40]!r}; expected polygons, or a run-length code"
     elif bbox in ([0, 0, 0, 0], (0, 0, 0, 0)): return None
     else: kind, geometry, problem = "box", bbox, box_problem(bbox, shape)
     category = _key(annotation.get("category_id"))

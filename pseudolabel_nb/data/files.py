@@ -36,6 +36,7 @@ def _opened(
         with _reader(path) as image: yield image
     except (UserError, MemoryError): raise
     except FileNotFoundError: raise UserError(f"{path}: no such file; expected an image there, so check the path") from None
+    except PermissionError: raise UserError(f"{path}: may not be read by you; expected a file with read permission, so ask its owner for it (chmod a+r)") from None
     except Exception as e: # a damaged file can raise nearly anything: OSError, SyntaxError, struct.error, zlib.error …
         raise UserError(f"{path}: cannot be decoded ({' '.join(str(e).split())[:120]}); expected a whole image, so the file is truncated or damaged: copy or export it again") from None
 

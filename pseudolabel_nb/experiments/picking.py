@@ -24,7 +24,7 @@ from ..inference.picks import estimate_diameter, find_particles
 from ..inference.streaming import stream_predictions
 from ..models.checkpoints import load_network
 from ..models.networks import build_network
-from ..runs.run import Run, locked
+from ..runs.run import Run, changes, locked
 from ..training.task import resolve_device
 
 # %% ../../nbs/experiments/06_picking.ipynb #63a31460
@@ -113,7 +113,7 @@ def _begin(out: Path, picking: Picking) -> None:
     path, new = out / "picking.json", to_dict(picking)
     old = read_json(path) if path.exists() and (out / "done.jsonl").exists() else new
     if not (out / "done.jsonl").exists(): (out / "diameter.json").unlink(missing_ok=True)
-    if differs := sorted(k for k in {*old, *new} if old.get(k) != new.get(k)): raise UserError(f"{out}: was begun with other settings ({', '.join(differs)} differ); expected the same to go on, so choose another folder, or remove this one to start anew")
+    if old != new: raise UserError(f"{out}: was begun with other settings ({changes(old, new)}); expected the same to go on, so choose another folder, or remove this one to start anew")
     write_json(path, new)
 
 def _ready(images: ImageSet, picking: Picking, out: Path) -> ImageSet:
@@ -139,8 +139,20 @@ def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking)
     done = {line["image"] for line in read_jsonl(out / "done.jsonl") if all(path.exists() for path in _files_of(out, line["image"], picking))}
     rest = images.subset([id for id in images.ids if id not in done])
     if not len(rest): return
-    for k, probs in enumerate(progress(predict(rest), total=len(images), initial=len(done), desc="picking")):
-        append_jsonl(out / "done.jsonl", _pick_one(out, rest.items[k], probs, picking))
+    broken = []
+    for item in progress(rest.items, total=len(images), initial=len(done), desc="picking"):
+        try: [probs] = predict(rest.subset([item.id]))
+        except UserError:
+            broken.append(_complaint(item))
+            if not broken[-1]: raise
+        else: append_jsonl(out / "done.jsonl", _pick_one(out, item, probs, picking))
+    if broken: raise UserError(f"{len(broken)} of {len(images):,} images cannot be read, all others are done: {broken[0]} (then, or without {'it' if len(broken) == 1 else 'them'}, the same command writes the files that hold all images)")
+
+def _complaint(item) -> str:
+    "Why the image cannot be read; empty if it can."
+    try: item.read_image()
+    except UserError as e: return str(e)
+    return ""
 
 def _files_of(out: Path, image: str, picking: Picking) -> list[Path]:
     "What is written for one image alone."

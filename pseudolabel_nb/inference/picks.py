@@ -41,7 +41,8 @@ def separate(
 ) -> np.ndarray: # int32 (H, W): 0 is background, 1, 2, … one particle each
     "Particles of a mask, those that touch apart: peaks of the distance transform, and a watershed from them."
     from skimage.segmentation import expand_labels
-    every = max(1, int(diameter // 24))
+    diameter = min(diameter, max(mask.shape)) # no peaks lie farther apart
+    every = max(1, min(int(diameter // 24), min(mask.shape) // 8)) # at least 8 px are left of a side
     if every == 1: return _separate(mask, diameter, closest)
     small = expand_labels(_separate(mask[every // 2::every, every // 2::every], diameter / every, closest), 2)
     grown = np.repeat(np.repeat(small, every, 0), every, 1)
