@@ -30,7 +30,9 @@ class Parser(argparse.ArgumentParser):
         typed = super().parse_args(argv)
         if path := getattr(typed, "config", None): argv = [*self._from_file(Path(path)), *argv]
         if "demo" in typed and super().parse_args(argv).demo: self.set_defaults(**demo_defaults)
-        return super().parse_args(argv)
+        found = super().parse_args(argv)
+        if getattr(typed, "phases", None): found.phases = typed.phases # in place of the file's, not after them
+        return found
 
     def _from_file(self, path: Path) -> list[str]:
         "The arguments that a file gives; `UserError` names the file."

@@ -7,7 +7,7 @@ __all__ = ['run_command', 'train', 'sweep', 'plan', 'report_parser', 'report', '
            'predict']
 
 # %% ../nbs/90_cli.ipynb #8b71824d
-import argparse, os, re, sys
+import argparse, atexit, os, re, sys, tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -173,12 +173,19 @@ def read_masks(
 
 def _run_data(a: argparse.Namespace, run): # -> Data or None
     "The images of a run; None, and a line that says why, where they are not named and those it was begun with are gone."
-    named = _with_source(a, run.source)
+    named = argparse.Namespace(**vars(_with_source(a, run.source)), output_dir=_prepared_for(run))
     if not source_of(named): return _say("the run does not say where its images are: without --data-dir, only its own files are looked at")
     try: return open_data(named)
     except UserError as e:
         if source_of(a): raise
         return _say(f"without the images, since they cannot be opened as recorded with the run ({e}); name them with --data-dir")
+
+def _prepared_for(run) -> str:
+    "The --output-dir in whose prepared images the run was trained; if that is gone or cannot be written, a temporary one."
+    if os.access((out := run.folder.resolve().parents[1]) / "prepared", os.W_OK): return str(out)
+    folder = tempfile.TemporaryDirectory(prefix="pseudolabel-prepared-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 def _diagnose_run(a: argparse.Namespace): # -> Diagnosis
     "What there is to say about a run."
@@ -217,13 +224,13 @@ def predict_parser() -> Parser:
         description="Find the particles of all images of a folder with the network of a run, and write them for other programs; the same command again goes on where it was.",
         epilog="example: pseudolabel-predict out/runs/class_balanced-r0.05-s0 MotionCorr/job002/Micrographs --out picks --format star,coco --diameter 108")
     p.add_argument("run", metavar="RUN", help="a run folder, of which at least one round is done")
-    p.add_argument("images", metavar="IMAGES", help="folder of images (PNG, JPG, TIFF, MRC); STAR and .cs files name it as it is typed here")
+    p.add_argument("images", metavar="IMAGES", help="folder of images (PNG, JPG, TIFF, MRC), in images/ if it has that; STAR and .cs files name it as it is typed here")
     p.add_argument("--out", dest="output_dir", metavar="OUT", default="picks", help="folder to write into")
     p.add_argument("--format", dest="formats", default="star", help="some of star, box, cbox, csv, cs (coordinates), coco (pseudo-labels with outlines), mask (PNG), mrc (probabilities), commas between")
     p.add_argument("--diameter", type=positive, help="of a particle, px of the images; if not given, the --diameter of training, or estimated from what is predicted")
     p.add_argument("--threshold", type=float, help="particle where the probability is at least this; if not given, the run's, which was chosen on validation")
     p.add_argument("--box-size", type=float, help="side of the boxes in box and cbox, px of the images; if not given, each particle's own diameter")
-    p.add_argument("--pixel", "--pixel-size", type=float, help="Å of the images, where their files do not say or say it wrong")
+    p.add_argument("--pixel", "--pixel-size", type=float, help="Å of the images, where their files do not say or say it wrong; if not given, the --pixel of training")
     p.add_argument("--working-pixel", type=float, help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
     p.add_argument("--longest", "--working-size", type=whole_number(16), help="instead: reduce the images to so many px on their longest side")
     p.add_argument("--tile", type=int, help="larger images are predicted in overlapping tiles of this side, px; if not given, as in training")
@@ -253,15 +260,16 @@ def _predict(a: argparse.Namespace) -> None:
     "The command pseudolabel-predict, after parsing."
     for name in a.plugins: load_plugin(name)
     import torch
-    from pseudolabel_nb.data.sources import open_unlabelled
+    from pseudolabel_nb.data.sources import image_folder, open_unlabelled
     from pseudolabel_nb.experiments.picking import pick_images, picking_summary
     from pseudolabel_nb.runs.run import open_run
     if a.threads: torch.set_num_threads(a.threads)
-    run, images = open_run(a.run), _not_written(open_unlabelled(a.images, cache_bytes=0), Path(a.images), Path(a.output_dir))
+    run, folder = open_run(a.run), image_folder(a.images)
+    images = _not_written(open_unlabelled(a.images, cache_bytes=0), folder, Path(a.output_dir))
     formats = [f.strip() for f in a.formats.split(",") if f.strip()]
-    diameter = (run.source or {}).get("diameter") if a.diameter is None else a.diameter
+    diameter, pixel = ((run.source or {}).get(name) if given is None else given for name, given in (("diameter", a.diameter), ("pixel", a.pixel)))
     picks = pick_images(run, images, a.output_dir, formats, threshold=a.threshold, diameter=diameter, tile=a.tile, device=a.device,
-                        preparation=_working(a, run), pixel=a.pixel, box=a.box_size, names=Path(a.images).as_posix())
+                        preparation=_working(a, run), pixel=pixel, box=a.box_size, names=folder.as_posix())
     _say(picking_summary(picks, a.output_dir))
 
 def predict(argv: Sequence[str] | None = None) -> int: # the exit code

@@ -2,7 +2,7 @@
 
 Most commands run in processes that are forked from a server which has imported torch already; a few are started from nothing, as a shell does it.
 """
-import json, multiprocessing, os, random, re, resource, signal, subprocess, sys, time
+import json, multiprocessing, os, random, re, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -612,6 +612,15 @@ def test_diagnose(command, tmp_path, side, verdict, advice):
     assert (ended.code, ended.err) == (0, "")
     ratios = [f"{100 * s * s / 64**2:.2f} %" for s in (13, side)]
     assert all(r in ended.out for r in ratios) and verdict in ended.out and advice in ended.out
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_diagnose_a_run_whose_images_were_reduced(train, command, data, tmp_path, kept):
+    train(data, "--longest", "48", "--strategy", "naive", "--seeds", "0", "--labeled-ratios", "0.5")
+    if not kept: shutil.rmtree(tmp_path / "out/prepared")
+    before = sorted(p for p in (tmp_path / "out").rglob("*") if p.name != ".lock")
+    ended = command(tmp_path / "out/runs/naive-r0.5-s0", name="diagnose")
+    assert (ended.code, ended.err) == (0, "") and "without the images" not in ended.out and "calibration" in ended.out
+    if not kept: assert sorted(p for p in (tmp_path / "out").rglob("*") if p.name != ".lock") == before # a temporary folder took its place
 
 def test_diagnose_slips(refuse, tmp_path):
     refuse(tmp_path / "gone", tmp_path, name="diagnose", parts=["gone", "check the path"])

@@ -3,6 +3,7 @@ import os
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.runs.compare import compare, find_runs
 from pseudolabel_nb.widgets.comparer_figures import image_choices, paired, say, show_image
 from pseudolabel_nb.widgets.comparer_state import ComparerSettings, ComparerState, RunReader, columns, matches, run_names
+from pseudolabel_nb.widgets.explorer_figures import image_sets
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +184,16 @@ def test_hidden_labels_stay_hidden_unless_asked_for(folder):
     assert "oracle" in seen and "F1 1.000" in seen and "supervised-s0: keeps no prediction" in seen
     with pytest.raises(UserError, match="none of 3 runs"): show_image(runs, data, "train_0000")
     assert "round 3" in words(show_image(runs, None, "train_0003"))
+
+
+def test_images_without_labels_are_found_by_the_names_that_runs_give_them(folder):
+    data = micrographs(6, 2, 2, size=64)
+    data = replace(data, train=data.train.subset(data.train.ids[:3]), unlabelled=data.train.subset(data.train.ids[3:]))
+    probs = data.pool().mask(3)[None] * 0.7
+    said = store([("unlabelled/train_0003", probs)], folder / "naive-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+    shown = show_image(compare(folder).only(["naive-s0", "supervised-s0"]), data, "unlabelled/train_0003").axes[0].images[0].get_array()
+    assert np.corrcoef(np.ravel(shown), data.train._with(data.unlabelled.items).image(0).ravel())[0, 1] > 0.9 # the image, not its probabilities
+    assert image_sets(data, said).ids[-1] == "unlabelled/train_0005"
 
 
 def test_validation_images_are_predicted_with_their_errors(folder):

@@ -225,6 +225,12 @@ def test_mask_values(tmp_path, values, expected):
     data = open_images(mask_folder(tmp_path, values))
     assert set(np.unique(data.train.mask(0))) == expected and len(data.notes) == 1 and "/".join(map(str, values)) in data.notes[0]
 
+@pytest.mark.parametrize("values", ["auto", "threshold", "nonzero", "0/1"])
+def test_masks_of_one_bit(tmp_path, values):
+    mask_folder(tmp_path, (0, 255), mode="1")
+    data, [mask] = open_images(tmp_path, mask_values=values), {*(tmp_path / "masks").glob("0.*")}
+    assert np.array_equal(data.train.mask(0), np.asarray(Image.open(mask).convert("L")) // 255) and data.train.mask(0).any()
+
 def test_jpg_masks_are_thresholded(tmp_path):
     mask = np.zeros((24, 32), "u1"); mask[7:18, 5:26] = 255  # across JPG's blocks, so that values spread
     save(tmp_path / "images/0.png")

@@ -8,7 +8,7 @@ from PIL import Image
 
 import pseudolabel_nb as pnb
 from pseudolabel_nb.core import UserError
-from pseudolabel_nb.data.coordinates import Picks, image_key, match_names, read_coordinates
+from pseudolabel_nb.data.coordinates import Picks, _words, image_key, match_names, read_coordinates
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.data.mrc import read_mrc, read_mrc_header
 from pseudolabel_nb.data.orientation import orientation, read_picks
@@ -227,11 +227,16 @@ def test_starfile_reads_the_same(tmp_path):
     np.testing.assert_allclose(read_coordinates(tmp_path / "b.star", ["a.png"])["a.png"].centres, CENTRES)
 
 
+@pytest.mark.parametrize("line, words", [("# don't", []), ("a.mrc 1 2 # it's here", ["a.mrc", "1", "2"]), ("'my grid/a.mrc' 1 '' # x", ["my grid/a.mrc", "1", ""]), ("Bob's.mrc 1 \"b c\"", ["Bob's.mrc", "1", "b c"]),
+                                         ("'open.mrc 1 2", ["'open.mrc", "1", "2"]), ("  ", [])])
+def test_words_of_a_star_file(line, words): assert _words(line) == words
+
+
 def test_a_folder_scale_and_diameter(tmp_path):
     for name in "ab": put(tmp_path / f"{name}.box", "10 30.5 40 40\n")
     found = read_coordinates(tmp_path, Sized("a.mrc", "b.mrc", "c.mrc"), diameter=30, scale=2)
     assert sorted(found) == ["a.mrc", "b.mrc"]
-    np.testing.assert_allclose(found["b.mrc"].centres, [[60.5, 101.5]])
+    np.testing.assert_allclose(found["b.mrc"].centres, [[60, 101]])
     np.testing.assert_allclose(found["b.mrc"].sizes, [60])
     assert read_coordinates(put(tmp_path / "none" / "a.box", ""), Sized("a.mrc"))["a.mrc"].centres.shape == (0, 2)
 
@@ -503,7 +508,7 @@ def test_open_picked(tmp_path):
     again = pnb.open_picked(tmp_path / "grid", tmp_path / "boxes", 16)
     assert again.train.ids == data.train.ids and again.train.shape(0) == (128, 128)
     found, _ = read_picks(tmp_path / "boxes", open_unlabelled(tmp_path / "grid"))
-    put(tmp_path / "half.tsv", "image_name\tx_coord\ty_coord\tscore\n" + "".join(f"{id}\t{x / 2 - 0.25}\t{y / 2 - 0.25}\t1\n" for id, p in found.items() for x, y in p.centres))
+    put(tmp_path / "half.tsv", "image_name\tx_coord\ty_coord\tscore\n" + "".join(f"{id}\t{x / 2}\t{y / 2}\t1\n" for id, p in found.items() for x, y in p.centres))
     topaz = pnb.open_picked(tmp_path / "grid", tmp_path / "half.tsv", 16, scale=2)
     assert np.mean(topaz.train.mask(0) != again.train.mask(0)) < 0.01 and "y points down" in topaz.notes[1]
     other = pnb.open_picked(tmp_path / "grid", tmp_path / "boxes", 16, seed=1, shares=(0.4, 0.0))

@@ -1,6 +1,7 @@
 """Picks: matched one to one, found in masks, streamed from large micrographs, written for other programs, and gone on with after a kill."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -419,6 +420,7 @@ def test_from_mrc_and_star_to_star_and_back(tmp_path, monkeypatch, capsys):
     assert cli.train(["--data-dir", "Micrographs", "--picks", "truth.star", "--picks-y", "down", "--diameter", "15", "--longest", "96", "--output-dir", "out", *quick]) == 0
     assert cli.predict(["out/runs/supervised-r1-s0", "Micrographs", "--device", "cpu", "--format", "star,mask"]) == 0
     assert "diameter 15.0 px," in capsys.readouterr().out.splitlines()[-1]
+    assert cli.diagnose(["out/runs/supervised-r1-s0"]) == 0 and "without the images" not in capsys.readouterr().out # reduced, and labelled by picks
     found = read_coordinates("picks/particles.star", pnb.open_unlabelled("Micrographs"))
     assert {p.size for p in found.values()} == {(128, 128)} and np.array(Image.open("picks/mask/train_0000.png")).shape == (128, 128)
     assert "_rlnMicrographPixelSize #4" in Path("picks/particles.star").read_text() and "Micrographs/train_0000.mrc" in Path("picks/autopick.star").read_text()
@@ -442,7 +444,7 @@ def test_slips_are_one_line(run, folder, tmp_path, capsys):
     assert "multiple of 16" in one_line(capsys, [*base, "--tile", "50", "--diameter", "9"])
     assert "pixel size" in one_line(capsys, [*base, "--working-pixel", "16", "--diameter", "9"])
     assert cli.predict([str(a) for a in [*base[:2], "--out", tmp_path / "other", "--diameter", "12", "--device", "cpu"]]) == 0
-    assert "other settings (diameter differ" in one_line(capsys, [*base[:2], "--out", tmp_path / "other", "--diameter", "13", "--device", "cpu"])
+    assert "other settings (diameter was 12.0, now 13.0" in one_line(capsys, [*base[:2], "--out", tmp_path / "other", "--diameter", "13", "--device", "cpu"])
 
 def test_more_images_are_picked_later(run, folder, tmp_path):
     some, every = tmp_path / "some", tmp_path / "every"
@@ -459,3 +461,20 @@ def test_help_answers_at_once():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ, COLUMNS="200"))
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 10 and all(f in done.stdout for f in ALL_FORMATS) and "example:" in done.stdout
+
+def test_images_in_a_folder_of_that_name_keep_their_path(run, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "grid" / "images")
+    arguments = [run.folder, tmp_path / "grid", "--out", tmp_path / "grid" / "images" / "picks", "--format", "star,mask", "--diameter", "12", "--device", "cpu"]
+    for _ in range(2): assert cli.predict([str(a) for a in arguments]) == 0 # what was written is not taken for more images
+    assert f"{(tmp_path / 'grid' / 'images').as_posix()}/" in (tmp_path / "grid" / "images" / "picks" / "particles.star").read_text()
+
+def test_an_image_that_changed_is_picked_again(run, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "grid")
+    pick = lambda: {p.image: len(p) for p in pick_images(run, pnb.open_unlabelled(tmp_path / "grid"), tmp_path / "out", ("csv",), diameter=12, device="cpu")}
+    first = pick()
+    assert pick() == first
+    one = max(first, key=first.get)
+    with Image.open(tmp_path / "grid" / one) as image: flat = np.full_like(np.asarray(image), 128)
+    Image.fromarray(flat).save(tmp_path / "grid" / one)
+    again = pick()
+    assert again.pop(one) != first.pop(one) and again == first

@@ -10,6 +10,7 @@ __all__ = ['readers', 'Picks', 'image_key', 'match_names', 'star_tables', 'regis
 import csv, re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -115,10 +116,13 @@ def star_tables(
         else: _add_row(table, words, f"{source}: line {number}")
     return tables
 
+_WORD = re.compile(r"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
+
 def _words(line: str) -> list[str]:
-    "The words of a line, quoted ones whole, without a comment."
+    "The words of a line, quoted ones whole, without a comment; an apostrophe within a word is none of it."
     if "'" not in line and '"' not in line: return line.partition(" #")[0].split() if not line.lstrip().startswith("#") else []
-    return [a or b or c for a, b, c in re.findall(r"'([^']*)'|\"([^\"]*)\"|([^\s'\"]\S*)", line)]
+    found = _WORD.finditer(line)
+    return [m[m.lastindex] for m in takewhile(lambda m: not m[0].startswith("#"), found)]
 
 def _add_row(table: dict[str, list[str]], words: list[str], where: str) -> None:
     if len(words) != len(table): raise UserError(f"{where} has {len(words)} values; expected {len(table)}, one a column, so the file is cut off or damaged: export it again")
@@ -256,7 +260,7 @@ def read_coordinates(
     *,
     format: str | None = None, # "star", "box", "cbox", "tsv", "csv", "cs"; by the ending if None
     diameter: float | None = None, # px of the file's coordinates; for all particles, whatever the file says
-    scale: float = 1.0, # multiplies coordinates and sizes: the factor by which Topaz reduced its micrographs
+    scale: float = 1.0, # multiplies coordinates and sizes: the factor by which Topaz reduced its micrographs (by cutting their spectrum, so that pixel j was pixel j · scale)
     outside: str = "raise", # picks whose centre is not on the image: or "skip"
 ) -> dict[str, Picks]: # by image
     "Picks of each image that the file or folder names; raises `UserError` for what cannot be read, or belongs to no image."
@@ -267,10 +271,21 @@ def read_coordinates(
         for name, picks in pick(readers, f".{format}" if format else f.suffix.lower(), "format of coordinates")(f).items():
             if name in found: raise UserError(f"{f}: names {name}, which another file in {path} names too; expected each image once, so remove one")
             found[name] = picks if diameter is None else picks.with_diameter(diameter)
-    if scale != 1: found = {n: p.scaled(scale) for n, p in found.items()}
+    if scale != 1: found = {n: _multiplied(p, scale) for n, p in found.items()}
     if images is None: return {n: replace(found[n], image=n) for n in _unique(found, path).values()}
     ids, sizes = (images, {}) if not hasattr(images, "shape") else (images.ids, {id: images.shape(k) for k, id in enumerate(images.ids)})
-    return {id: check_inside(replace(found[n], image=id, size=sizes.get(id, found[n].size)), path, outside) for n, id in match_names(found, ids, path).items()}
+    return {id: check_inside(replace(_on(found[n], sizes.get(id), path), image=id), path, outside) for n, id in match_names(found, ids, path).items()}
+
+def _multiplied(picks: Picks, scale: float) -> Picks:
+    "Coordinates times `scale`: the first pixel stays the first, as where a spectrum was cut."
+    return replace(picks, centres=picks.centres * scale, sizes=picks.sizes * scale, size=picks.size and tuple(round(s * scale) for s in picks.size))
+
+def _on(picks: Picks, size: tuple[int, int] | None, source: Path) -> Picks:
+    "The picks on the image that is there; where the file says how large its own was, fractions of it are kept. Raises `UserError` where the two differ in shape."
+    if size is None or picks.size is None: return picks if size is None else replace(picks, size=size)
+    down, across = (new / old for new, old in zip(size, picks.size))
+    if abs(down / across - 1) > 0.02: raise UserError(f"{source}: {picks.image} was {picks.size[0]} × {picks.size[1]} px (height × width) when it was picked, and is {size[0]} × {size[1]} px now; expected the same shape, so give the micrographs that were picked")
+    return replace(picks, centres=picks.centres * (across, down), size=size)
 
 def coordinate_files(
     path: Path,

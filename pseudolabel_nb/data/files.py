@@ -108,7 +108,8 @@ def read_pixels(
     with _opened(path) as image:
         if image is None: return _tiff(path, decode=True)
         if _deep_png(image): return _decode_deep(path, image)
-        if image.mode == "1" or indices and image.mode == "P": return np.array(image, np.uint8)
+        if image.mode == "1": return np.array(image, bool if indices else np.uint8) # of a mask, so that no threshold of 8 bits is laid on it
+        if indices and image.mode == "P": return np.array(image, np.uint8)
         return np.array(image if image.mode in (*_GRAY, "RGB", "RGBA") else image.convert("RGB"))
 
 def _deep_png(image) -> bool:

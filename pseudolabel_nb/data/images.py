@@ -313,6 +313,12 @@ class Data:
         "The splits there are, by name."
         return {n: s for n in ("train", "val", "test", "unlabelled") if (s := getattr(self, n)) is not None}
 
+    def pool(self) -> ImageSet:
+        "All images that can be pseudo-labelled or labelled: the training images and, under the names `unlabelled/…` that runs give them, those without labels."
+        if self.train is None: raise UserError(f"{self.name}: has no training images; expected a split called train, so open the data that runs are trained on")
+        bare = () if self.unlabelled is None else self.unlabelled.items
+        return self.train._with([*self.train.items, *(replace(item, id=f"unlabelled/{item.id}") for item in bare)])
+
     def _rows(self) -> list[tuple[str, ...]]:
         return [("split", "images", "with masks", "size (px)", "channels"), *((n, *s.summary()[1:]) for n, s in self.splits.items())]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'READERS', 'Part', 'split_of', 'find_parts', 'mask_items', 'decide', 'read_mask', 'regex_groups',
-           'csv_groups', 'open_images', 'open_unlabelled', 'Cache', 'Data', 'HiddenLabels', 'ImageSet', 'Item',
-           'from_arrays']
+           'csv_groups', 'open_images', 'image_folder', 'open_unlabelled', 'Cache', 'Data', 'HiddenLabels', 'ImageSet',
+           'Item', 'from_arrays']
 
 # %% ../../nbs/data/05_sources.ipynb #513d51f4
 import csv, re
@@ -307,9 +307,15 @@ def _read_npz(parts: dict[str, Part], multiclass: bool, mask_values: str, option
 
 def _class_names(n: int) -> tuple[str, ...]: return ("background", "foreground") if n == 2 else ("background", *(f"class {k}" for k in range(1, n)))
 
+def image_folder(
+    path: str | Path, # as the user named it
+) -> Path:
+    "Where the images of a folder are: in `images/` if it has one, or in itself."
+    return Path(path) / "images" if (Path(path) / "images").is_dir() else Path(path)
+
 def _bare(folder: Path) -> tuple[list[Item], int]:
     "Images without masks."
-    folder = folder / "images" if (folder / "images").is_dir() else folder
+    folder = image_folder(folder)
     files = [f for f in image_files(folder) if not f.stem.endswith("_mask")]
     if not files: raise UserError(f"{folder}: no PNG, JPG, TIFF or MRC images; expected at least one, so check the folder")
     headers = [read_header(f, stack=True) for f in progress(files, desc=f"headers in {folder.name}")]

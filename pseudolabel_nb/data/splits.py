@@ -76,22 +76,24 @@ def check_separate(
     data: Data,
     most: int = 2**28, # px that are read to find an image under another name; with more, only images of the same name are compared
 ) -> None:
-    "Raises `UserError` if train, val and test share a group, or an image, whatever it is called."
-    splits = {n: s for n, s in data.splits.items() if n != "unlabelled"}
-    for (a, left), (b, right) in combinations(splits.items(), 2):
+    "Raises `UserError` if train, val and test share a group, or an image, whatever it is called, or if a val or test image is among the unlabelled ones, too: training would see it."
+    splits = data.splits
+    for (a, left), (b, right) in combinations(_labelled(splits).items(), 2):
         named = _named_groups(left) & _named_groups(right)
         if named: raise UserError(f"{data.name}: group {first_of(named)} is in {a} and in {b}; expected no group in two splits, so move its images to one of them")
     seen = {}
     for b, id in _compared(splits, most):
         found = _fingerprint(splits[b], id)
-        if found and (a := seen.setdefault(found, b)) != b: raise UserError(f"{data.name}: image {id} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
+        if found and (a := seen.setdefault(found, b)) != b and (a, b) != ("train", "unlabelled"): raise UserError(f"{data.name}: image {id} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
+
+def _labelled(splits: dict[str, ImageSet]) -> dict[str, ImageSet]: return {name: images for name, images in splits.items() if name != "unlabelled"}
 
 def _compared(splits: dict[str, ImageSet], most: int) -> list[tuple[str, str]]: # split, id
-    "The images to look at: all of them, or only those whose name is in two splits."
-    every = [(name, id) for name, images in splits.items() for id in images.ids]
-    if sum(math.prod(images.shape(i)) for images in splits.values() for i in range(len(images))) <= most: return every
-    often = Counter(id for _, id in every)
-    return [(name, id) for name, id in every if often[id] > 1]
+    "The images to look at: all of them, or all labelled ones, or only those whose name is in two splits."
+    pixels = lambda some: sum(math.prod(item.shape) for images in some.values() for item in images.items)
+    whole = next((some for some in (splits, _labelled(splits)) if pixels(some) <= most), {})
+    often = Counter(id for images in splits.values() for id in images.ids)
+    return [(name, id) for name, images in splits.items() for id in images.ids if name in whole or often[id] > 1]
 
 def _named_groups(images: ImageSet) -> set[str]:
     "Groups that were given: those that are not just an image's id."

@@ -78,7 +78,7 @@ def examine_ceiling(
     near = gain < 1
     remedy = Remedy("supervised", {}, "report the supervised result: pseudo-labels can hardly add to it") if near else None
     finding = Finding("ceiling", "note" if near else "ok", gain, f"{gain:+.1f} points", said + " The task is near its ceiling." * near, remedy)
-    return Part((finding,), (Picture("ceiling", f"Test F1 of supervised runs over the number of labelled images, and the curve fitted to them up to {k.pool}", lambda: draw_curve(k.curve, curve, k.pool)),))
+    return Part((finding,), (Picture("ceiling", f"Validation F1 of supervised runs over the number of labelled images, and the curve fitted to them up to {k.pool}", lambda: draw_curve(k.curve, curve, k.pool)),))
 
 def draw_curve(
     points: Sequence[tuple[int, float]],
@@ -93,7 +93,7 @@ def draw_curve(
     ax.plot(n, value, color=ink["background"], label="fitted")
     ax.plot(*zip(*points), "o", color=ink["labels"], markersize=4, label="supervised runs")
     ax.axvline(pool, color=ink["foreground"], ls=":", label="all images labelled")
-    ax.set(xscale="log", xlabel="labelled images", ylabel="F1 of supervised runs")
+    ax.set(xscale="log", xlabel="labelled images", ylabel="validation F1, supervised")
     ax.legend(fontsize=8)
     return made
 

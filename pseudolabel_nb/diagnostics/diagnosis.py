@@ -66,15 +66,11 @@ def known_of(
     if isinstance(what, Run): return from_run(what, data, **options), what.name
     if isinstance(what, Predictions): return _of_predictions(what, data, real, **options), f"{len(what)} predicted images"
     if options: raise UserError(f"diagnose: found the options {', '.join(options)}, which only runs and predictions have a use for; expected none here, so leave them out")
-    if isinstance(what, RoundRecord): return _with_real(from_record(what), data, real), f"round {what.round}"
-    masks, real = what.target if isinstance(what, Selection) else what, _real(data, real)
+    if data is not None: raise UserError("diagnose: found data=, which does not say which of its images had labels and which had pseudo-labels; expected the real masks alone, so pass real=, such as real=[data.train.mask(data.train.index(id)) for id in run.split['labelled']]")
+    if isinstance(what, RoundRecord): return _with_real(from_record(what), None, real), f"round {what.round}"
+    if real is None: raise UserError("diagnose: found pseudo-labels and nothing to compare them with; expected real labels, so pass real=masks")
+    masks = what.target if isinstance(what, Selection) else what
     return from_masks(masks, real), "a selection" if isinstance(what, Selection) else "masks"
-
-def _real(data: Data | None, real: Iterable | None) -> Iterable:
-    "Real masks, as given or those of the training images; raises `UserError` without either."
-    if real is not None: return real
-    if data is None or data.train is None: raise UserError("diagnose: found pseudo-labels and nothing to compare them with; expected real labels, so pass real=masks or data=")
-    return (data.train.mask(i) for i in range(len(data.train)) if data.train.has_mask(i))
 
 def _with_real(k: Known, data: Data | None, real: Iterable | None) -> Known:
     "`k` with real labels, where there are any."
@@ -94,9 +90,9 @@ def _of_predictions(p: Predictions, data: Data | None, real: Iterable | None, th
 
 def diagnose(
     what, # masks, a `Selection`, `Predictions`, a `RoundRecord`, a `Run` or the path of a run folder
-    data: Data | None = None, # the images and labels: for predictions and runs; without it, what their folder tells
+    data: Data | None = None, # the images and labels: for predictions and runs alone; without it, what their folder tells
     *,
-    real: Iterable | None = None, # real masks to compare with; None: those of the labelled images in `data`
+    real: Iterable | None = None, # real masks to compare with; None: of a run, those it had; of predictions, those of the training images that were not predicted
     **options, # of a run: round, oracle, limit, runs, device; of predictions: thresholds (background, foreground), validation (`Predictions`), oracle
 ) -> Diagnosis:
     "Everything that can be said about pseudo-labels, each finding with its severity, figure, sentence and remedy; prints as text, shows as HTML, gives a DataFrame and a page. Raises `UserError` for what cannot be read."

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, from_dict
+from ..data.fingerprint import fingerprint
 from ..data.images import Data, ImageSet
 from .class_ratio import _arrays
 from .known import Known, foreground_pixels, kept_counts, named_groups
@@ -195,17 +196,17 @@ def _refit(recipe: Recipe, number: int, k: Known, predictions: Predictions, labe
 # %% ../../nbs/diagnostics/11_gather.ipynb #b47f50fc
 def _unlabelled(data: Data, split: dict) -> ImageSet:
     "The images of a run that had no label, by the names they have in its predictions."
-    labelled = set(split["labelled"])
-    items = [i for i in data.train.items if i.id not in labelled]
-    items += [replace(i, id=f"unlabelled/{i.id}", read_mask=None) for i in data.unlabelled.items] if data.unlabelled is not None else []
-    return ImageSet(items, data.train.channels, data.train.n_classes, data.train.cache, data.train.name)
+    pool, labelled = data.pool(), set(split["labelled"])
+    return pool.subset([id for id in pool.ids if id not in labelled])
 
 def _subset(images: ImageSet | None, ids: Sequence[str], run: Run, what: str) -> ImageSet:
-    "These images; `UserError` where some are gone."
+    "These labelled images; `UserError` where some are gone, or are not what they were."
     here = set() if images is None else set(images.ids)
     gone = [id for id in ids if id not in here]
     if gone: raise UserError(f"{run.folder}: {len(gone)} of its {len(ids)} {what} images are not in the data ({', '.join(gone[:3])}); expected all, so open the data it was begun with")
-    return images.subset(ids)
+    found, then = images.subset(ids), run.config.get("fingerprint", {}).get(what[:3] if what == "validation" else what)
+    if then and then != fingerprint(found, ids): raise UserError(f"{run.folder}: names, groups, pixels or masks of its {what} images are not those it was begun with; expected the same, so open the data it was begun with")
+    return found
 
 def from_run(
     run: Run,

@@ -22,7 +22,7 @@ from ..measures.evidence import p_text, seeds_text, sentence
 from ..measures.ranking import rank
 from ..measures.statistics import bootstrap_gain
 from ..runs.compare import Comparison, Group, RunFacts, compare, find_runs, flatten
-from ..runs.images import image_f1, per_image
+from ..runs.images import image_f1, image_groups, per_image
 
 # %% ../../nbs/experiments/02a_findings.ipynb #a7a26f52
 def compare_below(
@@ -232,7 +232,7 @@ def unfinished(
 def image_differences(
     comparison: Comparison,
     pairs, # of `paired_runs`, of one condition and strategy
-): # pandas.DataFrame, a row a test image, where F1 differs most first: f1_baseline, f1, difference, better (seeds), pixels of both
+): # pandas.DataFrame, a row a test image, where F1 differs most first: f1_baseline, f1, difference, better (seeds), pixels of both, group
     "A strategy against its baselines on every test image, pixels added up over the seeds. Raises `UserError` where a run keeps no counts."
     runs = {f.name: f.run for f in comparison.facts}
     tables = [per_image(runs[base], runs[name]).set_index("id") for base, name in zip(pairs["baseline"], pairs["run"])]
@@ -243,6 +243,8 @@ def image_differences(
     total.insert(1, "f1", scores[1])
     total.insert(2, "difference", scores[1] - scores[0])
     total.insert(3, "better", [sum(t["difference"].get(id, 0) > 0 for t in tables) for id in total.index])
+    first = runs[pairs["baseline"].iloc[0]]
+    total["group"] = [dict(zip(first.split["test"], image_groups(first) or first.split["test"]))[id] for id in total.index]
     return total.sort_values("difference", key=lambda d: -d.abs().round(9), kind="stable")
 
 def image_sentence(
@@ -250,8 +252,8 @@ def image_sentence(
     name: str, # of the strategy
     baseline: str = "supervised",
 ) -> str:
-    "On how many images the strategy gains, and whether other images would say the same."
-    gain = bootstrap_gain(*(table[[f"{n}_{k}" for n in ("tp", "fp", "fn")]].to_numpy() for k in "ab"))
+    "On how many images the strategy gains, and whether other images would say the same; those of one group are drawn together."
+    gain = bootstrap_gain(*(table[[f"{n}_{k}" for n in ("tp", "fp", "fn")]].to_numpy() for k in "ab"), list(table["group"]))
     up, down = int((table["difference"] > 0).sum()), int((table["difference"] < 0).sum())
     return (f"{name} is better than {baseline} on {up} of {len(table)} images and worse on {down}; over all their pixels {100 * gain.gain:+.1f} F1 [{100 * gain.low:.1f}, {100 * gain.high:.1f}], "
             f"and on other images like these better with probability {gain.probability:.2f}")

@@ -9,6 +9,7 @@ __all__ = ['ALL_FORMATS', 'run_network', 'run_preparation', 'Picking', 'pick_ima
 import ast, hashlib, shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from ..core import UserError, append_jsonl, progress, read_json, read_jsonl, to_dict, write_json, write_text
 from ..data.coordinates import Picks
 from ..data.coordinates_out import FORMATS, area_codes, path_for, star_of_files, write_coco, write_coordinates, write_mask, write_probabilities
-from ..data.files import is_mrc
+from ..data.files import is_mrc, read_pixels
 from ..data.images import ImageSet
 from ..data.preparation import Preparation, prepare, resized_picks
 from ..inference.picks import estimate_diameter, find_particles
@@ -103,8 +104,10 @@ def pick_images(
     return found
 
 def _check_images(images: ImageSet, diameter: float | None) -> None:
-    "`UserError` for a stack, which other programs do not know as micrographs, and for a particle larger than an image."
+    "`UserError` for a stack, which other programs do not know as micrographs, for two images whose files would have one name, and for a particle larger than an image."
+    seen: dict[Path, str] = {}
     for k, id in enumerate(images.ids):
+        if (other := seen.setdefault(path_for("picks", id, ""), id)) != id: raise UserError(f"{other} and {id}: what is written of them would have one name; expected names that differ by more than their ending, so rename or remove one")
         if is_mrc(Path(id).parent): raise UserError(f"{Path(id).parent}: a stack of images; expected one micrograph a file, so write them into files of their own")
         if diameter and diameter > max(images.shape(k)): raise UserError(f"{id}: diameter is {diameter:g} px, more than the image's {max(images.shape(k))}; expected that of a particle in px of the images, so pass it")
 
@@ -135,18 +138,28 @@ def _known_diameter(out: Path, images: ImageSet, predict: Callable, picking: Pic
     return read_json(path)
 
 def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking) -> None:
-    "Predict, pick and write the images that have no line yet, or whose files are gone."
-    done = {line["image"] for line in read_jsonl(out / "done.jsonl") if all(path.exists() for path in _files_of(out, line["image"], picking))}
-    rest = images.subset([id for id in images.ids if id not in done])
+    "Predict, pick and write the images that have no line yet, whose files are gone, or that have changed since."
+    done = {line["image"]: line for line in read_jsonl(out / "done.jsonl") if all(path.exists() for path in _files_of(out, line["image"], picking))}
+    rest = images.subset([i.id for i in images.items if i.id not in done or _changed(i, done[i.id])])
     if not len(rest): return
     broken = []
-    for item in progress(rest.items, total=len(images), initial=len(done), desc="picking"):
+    for item in progress(rest.items, total=len(images), initial=len(images) - len(rest), desc="picking"):
         try: [probs] = predict(rest.subset([item.id]))
         except UserError:
             broken.append(_complaint(item))
             if not broken[-1]: raise
         else: append_jsonl(out / "done.jsonl", _pick_one(out, item, probs, picking))
     if broken: raise UserError(f"{len(broken)} of {len(images):,} images cannot be read, all others are done: {broken[0]} (then, or without {'it' if len(broken) == 1 else 'them'}, the same command writes the files that hold all images)")
+
+def _stamp(item) -> list | None: # bytes, seconds; None of an image that is no file
+    "What tells that an image's file is another one now."
+    path = item.read_image.args[0] if isinstance(item.read_image, partial) and item.read_image.func is read_pixels else None
+    return path and [(s := Path(path).stat()).st_size, s.st_mtime]
+
+def _changed(item, line: dict) -> bool:
+    "Is the image's file another one than when its line was written?"
+    now, then = _stamp(item), line.get("file")
+    return now is not None and then is not None and now != then
 
 def _complaint(item) -> str:
     "Why the image cannot be read; empty if it can."
@@ -167,7 +180,7 @@ def _pick_one(out: Path, item, probs: np.ndarray, picking: Picking) -> dict: # t
     if "mask" in picking.formats: write_mask(path_for(out / "mask", item.id, ".png"), _enlarged(probs >= picking.threshold, item.shape))
     if "mrc" in picking.formats: write_probabilities(path_for(out / "mrc", item.id, ".mrc"), _enlarged(probs, item.shape), pixel)
     codes = area_codes(_enlarged(areas, item.shape)) if "coco" in picking.formats else []
-    return dict(image=item.id, size=item.shape, pixel=None if pixel != pixel else pixel, centres=picks.centres.round(3), sizes=picks.sizes.round(3), scores=picks.scores.round(6), codes=codes)
+    return dict(image=item.id, file=_stamp(item), size=item.shape, pixel=None if pixel != pixel else pixel, centres=picks.centres.round(3), sizes=picks.sizes.round(3), scores=picks.scores.round(6), codes=codes)
 
 def _enlarged(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     "The nearest value at each pixel of the original size."

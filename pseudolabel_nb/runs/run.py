@@ -45,6 +45,9 @@ class RoundRecord:
     agreement: dict = field(default_factory=dict) # of an ensemble: rule -> pixels it kept a class
     warning: str = ""
 
+    def __post_init__(self):
+        if out := [name for name in (self.checkpoint, *self.members) if not _stays_inside(name)]: raise UserError(f"round {self.round}: weights {out[0]!r} are not a path within the run folder; expected one such as checkpoints/round-0.safetensors, so do not trust this folder, or mend its rounds.jsonl")
+
     def __str__(self):
         kept = f"{self.n_pseudo} pseudo-labelled, foreground {self.ratio_pseudo or 0:.2%} (labels {self.ratio_labelled:.2%}); " if self.n_pseudo else ""
         gate = "" if self.gain is None else f", {self.gain:+.3f} [{self.gain_low:+.3f}, {self.gain_high:+.3f}], {'accepted' if self.accepted else 'refused'}"
@@ -58,6 +61,10 @@ class RoundRecord:
     def _repr_pretty_(self, printer, cycle): printer.text(str(self))
 
     def _repr_html_(self): return _round_card(self)
+
+def _stays_inside(name: str) -> bool:
+    "Is this a path that cannot lead out of the folder it is looked up in?"
+    return bool(name) and "\\" not in name and ":" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 def _gain_text(r: RoundRecord) -> str:
     "Gain over the last accepted student, with its interval."

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core import UserError, from_dict, pick, read_json, to_dict
-from ..data.fingerprint import fingerprints
+from ..data.fingerprint import changed_splits, fingerprints
 from ..data.images import Data, ImageSet, Item
 from ..data.splits import divide_by_group, labelled_ids
 from ..measures.prior import Prior, estimate_prior
@@ -56,10 +56,8 @@ def unlabelled_images(
     labelled: list[str], # ids that are left out
 ) -> ImageSet:
     "All other training images and the unlabelled ones, their masks out of reach."
-    rest = data.train.subset([id for id in data.train.ids if id not in set(labelled)]).hide_masks()
-    if data.unlabelled is None: return rest
-    items = [replace(item, id=f"unlabelled/{item.id}", read_mask=None) for item in data.unlabelled.items]
-    return ImageSet([*rest.items, *items], rest.channels, rest.n_classes, rest.cache, "unlabelled", hidden=True)
+    pool, known = data.pool(), set(labelled)
+    return pool.subset([id for id in pool.ids if id not in known]).hide_masks()
 
 # %% ../../nbs/training/08_task.ipynb #f5104ef7
 def resolve_device(
@@ -155,8 +153,9 @@ def open_task(
     run: Run, # begun by `begin`
     data: Data, # what it was begun with
 ) -> Task:
-    "Read the run's files and find its images in `data`."
+    "Read the run's files and find its images in `data`; `UserError` where they are others than those it was begun with."
     data, config, split = with_test_set(data), run.config, run.split
+    if others := changed_splits(config.get("fingerprint"), data, split["labelled"]): raise UserError(f"{run.folder}: was begun on other images or masks ({', '.join(others)}); expected the same to go on, so open the data it was begun with, or begin a new run")
     recipe, seed = from_dict(Recipe, config["recipe"]), config["seed"]
     labelled, partly = data.train.subset(split["labelled"]), recipe.student.background == "unlabelled"
     unlabelled = unlabelled_images(data, [] if partly else split["labelled"])

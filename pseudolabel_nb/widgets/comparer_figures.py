@@ -74,10 +74,10 @@ def latest_store(
     found = [p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if p.parent.name.removeprefix("round-").isdecimal()]
     return Predictions(max(found, key=lambda p: int(p.name.removeprefix("round-")))) if found else None
 
-def _unlabelled(data: Data | None, run: Run, id: str) -> ImageSet | None:
-    "The split that holds a watched image: unlabelled, or the training images without this run's labelled ones."
-    sets = [s for s in (data.train, data.unlabelled) if s is not None] if data is not None else []
-    return next((s for s in sets if id in s.ids), None)
+def _unlabelled(data: Data | None, id: str) -> ImageSet | None:
+    "Where a watched image is; None if it is not there."
+    pool = data.pool() if data is not None and data.train is not None else None
+    return pool if pool is not None and id in pool.ids else None
 
 def image_choices(
     comparison: Comparison,
@@ -110,7 +110,7 @@ def _watched(facts: RunFacts, data: Data | None, id: str, oracle: bool) -> tuple
     "What the run's latest teacher said of an unlabelled image."
     kept = latest_store(facts.run)
     if kept is None or id not in kept.ids: raise UserError("keeps no prediction of this image")
-    probs, images = kept.probs(kept.index(id)).numpy(), _unlabelled(data, facts.run, id)
+    probs, images = kept.probs(kept.index(id)).numpy(), _unlabelled(data, id)
     records, by = facts.run.records(), kept.teacher.split()[:1]
     teacher = next((r for r in records if [r.checkpoint] == by), records[-1] if records else None)
     at = images.index(id) if images is not None else -1

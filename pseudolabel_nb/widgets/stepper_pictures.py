@@ -102,13 +102,11 @@ class Watch:
         return self._grays[id]
 
     def _read(self, id: str) -> np.ndarray | None:
-        sets = [(s, id.removeprefix(p)) for s, p in ((getattr(self.data, "train", None), ""), (getattr(self.data, "unlabelled", None), "unlabelled/")) if s is not None]
-        for images, name in sets:
-            if name not in images.ids: continue
-            i = images.index(name)
-            shape = images.shape(i)
-            return gray_window(images, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side), gray_range(images, i))
-        return None
+        images = None if self.data is None else self.data.pool()
+        if images is None or id not in images.ids: return None
+        i = images.index(id)
+        shape = images.shape(i)
+        return gray_window(images, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side), gray_range(images, i))
 
 # %% ../../nbs/widgets/05a_stepper_pictures.ipynb #3dcfcb73
 CHANGES = {"added": ("foreground added", "#56B4E9", "-"), "dropped": ("foreground dropped", "#E69F00", "--"),
