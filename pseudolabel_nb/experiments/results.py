@@ -36,7 +36,7 @@ def result_row(
     run: Run, # finished
     supervised: Run, # finished, with the same labels and seed
 ) -> dict:
-    "The run's line in results.csv. `n_pseudo` and `particle_ratio_pseudo` are of the last round, `seconds` of all its training and predicting."
+    "The run's line in results.csv. `n_pseudo` and `particle_ratio_pseudo` are of the last round, `particle_ratio_real` is of the labelled images (or the prior that was given in its place), `seconds` of all its training and predicting."
     config, r, base = run.config, run.result, supervised.result
     return dict(zip(columns, (config["recipe"]["name"], config["labelled_ratio"], config["seed"], r["n_labelled"], r["n_pseudo"], r["ratio_labelled"], r["ratio_pseudo"],
                               r["precision"], r["recall"], r["f1"], base["f1"], r["f1"] - base["f1"], r["best_round"], r["seconds"])))

@@ -30,7 +30,7 @@ class RoundRecord:
     accepted: bool # did the gate let this student replace the last one?
     checkpoint: str # its weights, relative to the run folder
     seconds: float
-    ratio_labelled: float # foreground ratio of the labelled images, in (0, 1)
+    ratio_labelled: float # foreground ratio that is expected, in (0, 1): that of the labelled images, or the prior that was given in its place
     gain: float | None = None # validation F1 minus that of the last accepted student
     gain_low: float | None = None # its bootstrap interval
     gain_high: float | None = None
