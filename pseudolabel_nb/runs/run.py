@@ -64,7 +64,7 @@ class RoundRecord:
 
 def _stays_inside(name: str) -> bool:
     "Is this a path that cannot lead out of the folder it is looked up in?"
-    return bool(name) and "\\" not in name and ":" not in name and not name.startswith("/") and ".." not in name.split("/")
+    return "\\" not in name and ":" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 def _gain_text(r: RoundRecord) -> str:
     "Gain over the last accepted student, with its interval."
