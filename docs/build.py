@@ -31,7 +31,7 @@ SECTIONS = {
     "foundations": ("Foundations", "What all the others stand on."),
 }
 # Notebooks beside index, by the section they belong to
-BESIDE = {"cli": "commands", "arguments": "commands", "core": "foundations", "cards": "foundations"}
+BESIDE = {"cli": "commands", "arguments": "commands", "inputs": "commands", "core": "foundations", "cards": "foundations"}
 QUARTO_CALLOUT = re.compile(r"^(:{3,}) *\{\.callout-(\w+)[^}]*\}", re.M)
 QUARTO_DIV = re.compile(r"^:{3,} *(\{\.(?!callout)[^}]*\})? *$\n?", re.M)
 QUARTO_ATTRIBUTES = re.compile(r"(?<=[)\]])\{[^}\n]*\}|(?<=\S)[ \t]+\{[.#][^}\n]*\}[ \t]*$", re.M)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from .arguments import Help, Parser, add_common, data_names, diagnose_parser, load_plugin, open_data, plan_parser, positive, recipes_of, settings_of, source_of, sweep_parser, train_parser, whole_number
+from .arguments import Help, Parser, add_common, diagnose_parser, plan_parser, positive, sweep_parser, train_parser, whole_number
 from .core import UserError, hearing_interrupts, process_number
+from .inputs import data_names, load_plugin, open_data, recipes_of, settings_of, source_of
 
 # %% ../nbs/90_cli.ipynb #839576bd
 def run_command(
@@ -182,7 +183,7 @@ def _run_data(a: argparse.Namespace, run): # -> Data or None
 
 def _prepared_for(run) -> str:
     "The --output-dir in whose prepared images the run was trained; if that is gone or cannot be written, a temporary one."
-    if os.access((out := run.folder.resolve().parents[1]) / "prepared", os.W_OK): return str(out)
+    if os.access((out := run.folder.resolve().parent.parent) / "prepared", os.W_OK): return str(out)
     folder = tempfile.TemporaryDirectory(prefix="pseudolabel-prepared-")
     atexit.register(folder.cleanup)
     return folder.name

@@ -419,6 +419,16 @@ def test_images_are_matched_by_id_and_sorted_by_their_difference(tmp_path):
     assert table.columns.tolist() == ["id", "f1_a", "f1_b", "difference", "tp_a", "tp_b", "fp_a", "fp_b", "fn_a", "fn_b"]
 
 
+def test_images_of_one_recording_are_drawn_together(tmp_path):
+    from pseudolabel_nb.experiments.findings import compare_below, image_differences, image_sentence, paired_runs
+    for recipe, counts in (("supervised", [[8, 2, 2], [5, 5, 5], [6, 1, 3], [4, 3, 0]]), ("naive", [[8, 1, 2], [6, 5, 4], [6, 2, 3], [4, 4, 0]])):
+        folder = write_run(tmp_path / recipe, recipe=recipe, counts=counts)
+        (folder / "test_groups.json").write_text(json.dumps(["r1", "r1", "r1", "r1"]))
+    runs = compare_below(tmp_path)
+    table = image_differences(runs, paired_runs(runs).query("strategy == 'naive'"))
+    assert set(table["group"]) == {"r1"} and "[-100.0, 100.0]" in image_sentence(table, "naive") # one recording shows no spread
+
+
 def test_an_image_without_foreground_is_right_or_wrong():
     assert image_f1(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1]])).tolist() == [1, 0, 0]
 

@@ -1,6 +1,7 @@
 "Diagnosis: each pathology is found at every strength and nothing else is; runs are only read; hidden labels stay hidden; pages are safe to open."
 import hashlib
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from pseudolabel_nb.measures.shift import agreement, estimate_shift
 from pseudolabel_nb.runs.run import open_run
 from pseudolabel_nb.strategies.parts import Rule, apply
 from pseudolabel_nb.strategies.recipes import recipe
-from pseudolabel_nb.training.rounds import run
+from pseudolabel_nb.training.rounds import finish, rounds, run
 from pseudolabel_nb.training.settings import Settings
 
 QUICK = ["class ratio", "dilution", "confidence filter", "calibration", "drift"]
@@ -181,6 +182,19 @@ def test_hidden_labels_stay_hidden(finished, data):
     guarded = replace(data, train=type(data.train)([i if i.id in labelled else replace(i, read_mask=refuse) for i in data.train.items], name="guarded"))
     assert diagnose(finished, guarded).findings
     with pytest.raises(AssertionError, match="hidden label"): diagnose(finished, guarded, oracle=True)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_masks_than_the_run_had_are_refused(finished, data, split, tmp_path):
+    "By a diagnosis, by the rounds to come and by the score."
+    again = open_run(shutil.copytree(finished.folder, tmp_path / "again"))
+    (again.folder / "result.json").unlink() # what is scored is not scored again
+    one = finished.split["labelled" if split == "train" else "val"][0]
+    images = getattr(data, split)
+    other = replace(data, **{split: images._with([replace(i, read_mask=lambda i=i: 1 - i.read_mask()) if i.id == one else i for i in images.items])})
+    for use in (diagnose, lambda run, data: list(rounds(run, data)), finish):
+        with pytest.raises(UserError, match="begun"): use(again, other)
+        use(again, data)
 
 
 def test_supervised_run_asks_about_some_images(data, tmp_path):

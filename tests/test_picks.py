@@ -468,6 +468,14 @@ def test_images_in_a_folder_of_that_name_keep_their_path(run, folder, tmp_path):
     for _ in range(2): assert cli.predict([str(a) for a in arguments]) == 0 # what was written is not taken for more images
     assert f"{(tmp_path / 'grid' / 'images').as_posix()}/" in (tmp_path / "grid" / "images" / "picks" / "particles.star").read_text()
 
+@pytest.mark.parametrize("typed, said", [((), "8.0"), (("--pixel", "4"), "4.0")])
+def test_the_pixel_of_training_is_that_of_picking(run, folder, tmp_path, typed, said):
+    shutil.copytree(run.folder, tmp_path / "run")
+    known = json.loads((tmp_path / "run/environment.json").read_text())
+    (tmp_path / "run/environment.json").write_text(json.dumps(known | dict(source=dict(pixel=8.0))))
+    assert cli.predict([str(a) for a in [tmp_path / "run", folder, "--out", tmp_path / "out", "--diameter", "12", "--device", "cpu", *typed]]) == 0
+    assert json.loads((tmp_path / "out/picking.json").read_text())["pixel"] == float(said)
+
 def test_an_image_that_changed_is_picked_again(run, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "grid")
     pick = lambda: {p.image: len(p) for p in pick_images(run, pnb.open_unlabelled(tmp_path / "grid"), tmp_path / "out", ("csv",), diameter=12, device="cpu")}

@@ -1,4 +1,5 @@
 "The study's runs see what they may see, are done once, and go on where they stopped."
+import argparse
 
 import numpy as np
 import pytest
@@ -40,6 +41,15 @@ def test_validation_images_are_nested_and_drawn_by_seed(tool, data):
     ids = {(r, s): set(tool.own_validation(data, r, s, "design").val.ids) for r in (0.1, 0.2) for s in range(5)}
     assert all(ids[0.1, s] < ids[0.2, s] for s in range(5))
     assert len({frozenset(ids[0.2, s]) for s in range(5)}) > 1
+
+
+def test_sets_are_described_by_what_is_in_them(tool, tiny, tmp_path):
+    "F1 of calling every pixel foreground: 2π / (1 + π)."
+    tool.describe(argparse.Namespace(data=tmp_path, datasets=["small"]), tmp_path / "sets.csv")
+    rows = tool.read_rows(tmp_path / "sets.csv")
+    ratio = float(np.mean([discs(4, 2).mask(i).mean() for i in range(4)]))
+    assert [(r["split"], r["images"]) for r in rows] == [("train", "20"), ("val", "8"), ("test", "4")]
+    assert float(rows[2]["foreground"]) == pytest.approx(ratio, abs=1e-4) and float(rows[2]["f1_all_foreground"]) == pytest.approx(2 * ratio / (1 + ratio), abs=1e-4)
 
 
 def test_numbers(tool):

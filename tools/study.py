@@ -3,6 +3,7 @@
     python tools/study.py DATA --list                                     the arms, what each changes, and what is done
     python tools/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised;best" --seeds 0-4 --workers 2
     python tools/study.py DATA --arms best --seeds 100-104 --phase test   the test set, once `best` is frozen
+    python tools/study.py DATA --sets                                     how many images there are, and what calling every pixel foreground would score
 
 DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted goes on in --work, so a call that
 was stopped is simply given again. Of the validation images a run may look at as many as it has labelled ones, drawn by seed (at most half of them); in
@@ -231,6 +232,21 @@ def show(a: argparse.Namespace) -> None:
         print(f"{name}: {arm.recipe}, {arm.steps:g} × the steps {json.dumps(arm.changes) if arm.changes else ''} {json.dumps(arm.settings) if arm.settings else ''} — {n} runs done")
 
 
+def describe(a: argparse.Namespace, path: Path | None = None) -> None:
+    "A row a split: its images, their foreground, and the F1 of calling every pixel foreground, which needs no training."
+    import pseudolabel_nb as pnb
+    from pseudolabel_nb.measures.metrics import all_foreground_f1, foreground_ratio
+    path = path or ROWS.with_name("sets.csv")
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        w = csv.writer(f, lineterminator="\n")
+        w.writerow(("dataset", "split", "images", "foreground", "f1_all_foreground"))
+        for dataset, split in product(a.datasets, ("train", "val", "test")):
+            images = getattr(pnb.open_images(a.data / dataset), split)
+            ratio = foreground_ratio(images.mask(i) for i in range(len(images)))
+            w.writerow((dataset, split, len(images), f"{ratio:.4f}", f"{all_foreground_f1(ratio):.4f}"))
+    print(f"written: {path}")
+
+
 def main() -> None:
     "The command."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -244,8 +260,10 @@ def main() -> None:
     p.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
     p.add_argument("--device", default="cpu")
     p.add_argument("--list", action="store_true", help="show the arms and stop")
+    p.add_argument("--sets", action="store_true", help="describe the data sets and stop")
     a = p.parse_args()
     if a.list: return show(a)
+    if a.sets: return describe(a)
     with ProcessPoolExecutor(a.workers) as pool:
         waiting = {pool.submit(do, c, a.data, a.work, a.device): c for c in cells(a)}
         for done in as_completed(waiting):

@@ -315,9 +315,8 @@ class Data:
 
     def pool(self) -> ImageSet:
         "All images that can be pseudo-labelled or labelled: the training images and, under the names `unlabelled/…` that runs give them, those without labels."
-        if self.train is None: raise UserError(f"{self.name}: has no training images; expected a split called train, so open the data that runs are trained on")
-        bare = () if self.unlabelled is None else self.unlabelled.items
-        return self.train._with([*self.train.items, *(replace(item, id=f"unlabelled/{item.id}") for item in bare)])
+        train, bare = (s if s is not None else ImageSet(()) for s in (self.train, self.unlabelled))
+        return (train if len(train) else bare)._with([*train.items, *(replace(item, id=f"unlabelled/{item.id}") for item in bare.items)])
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [("split", "images", "with masks", "size (px)", "channels"), *((n, *s.summary()[1:]) for n, s in self.splits.items())]

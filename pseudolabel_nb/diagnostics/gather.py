@@ -199,12 +199,13 @@ def _unlabelled(data: Data, split: dict) -> ImageSet:
     pool, labelled = data.pool(), set(split["labelled"])
     return pool.subset([id for id in pool.ids if id not in labelled])
 
-def _subset(images: ImageSet | None, ids: Sequence[str], run: Run, what: str) -> ImageSet:
-    "These labelled images; `UserError` where some are gone, or are not what they were."
+def _subset(images: ImageSet | None, run: Run, split: str, what: str) -> ImageSet:
+    "The labelled images of a split of the run; `UserError` where some are gone, or are not what they were."
+    ids = run.split[split]
     here = set() if images is None else set(images.ids)
     gone = [id for id in ids if id not in here]
     if gone: raise UserError(f"{run.folder}: {len(gone)} of its {len(ids)} {what} images are not in the data ({', '.join(gone[:3])}); expected all, so open the data it was begun with")
-    found, then = images.subset(ids), run.config.get("fingerprint", {}).get(what[:3] if what == "validation" else what)
+    found, then = images.subset(ids), run.config.get("fingerprint", {}).get(split)
     if then and then != fingerprint(found, ids): raise UserError(f"{run.folder}: names, groups, pixels or masks of its {what} images are not those it was begun with; expected the same, so open the data it was begun with")
     return found
 
@@ -223,7 +224,7 @@ def from_run(
     number = _number(round, records, stores, run)
     k = _of_records(config, records[:number + 1], run)
     k = replace(k, curve=supervised_curve(_beside(run) if runs is None else runs, config), rounds=tuple(s for n, s in stores.items() if n <= number))
-    labels = None if data is None else _subset(data.train, run.split["labelled"], run, "labelled")
+    labels = None if data is None else _subset(data.train, run, "labelled", "labelled")
     if labels is not None: k = replace(with_labels(k, labels), pool=len(labels) + len(_unlabelled(data, run.split)))
     if number in stores: k = _with_round(k, _recipe(config), number, stores, labels)
     return k if data is None else _with_teacher(k, run, data, number, oracle, limit, device)
@@ -258,7 +259,7 @@ def _with_round(k: Known, recipe: Recipe | None, number: int, stores: dict[int, 
 
 def _with_teacher(k: Known, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> Known:
     "Validation by the teacher; its unlabelled images; hidden labels if they may be seen."
-    val, unlabelled = _subset(data.val, run.split["val"], run, "validation"), _unlabelled(data, run.split)
+    val, unlabelled = _subset(data.val, run, "val", "validation"), _unlabelled(data, run.split)
     checkpoints = k.predictions.teacher.split() if k.predictions is not None else [k.records[-1].checkpoint]
     k = with_validation(k, ask(run, checkpoints, val, "validation", device), val, data.classes)
     if k.predictions is None and len(unlabelled):

@@ -76,7 +76,7 @@ def latest_store(
 
 def _unlabelled(data: Data | None, id: str) -> ImageSet | None:
     "Where a watched image is; None if it is not there."
-    pool = data.pool() if data is not None and data.train is not None else None
+    pool = None if data is None else data.pool()
     return pool if pool is not None and id in pool.ids else None
 
 def image_choices(

@@ -94,7 +94,7 @@ def image_sets(
     predictions: Predictions,
 ) -> ImageSet:
     "The images that were predicted; raises `UserError` where one set does not hold them all."
-    sets = [data] if isinstance(data, ImageSet) else [*(data.splits[n] for n in ("unlabelled", "train", "val", "test") if n in data.splits), *([data.pool()] if data.train is not None else [])]
+    sets = [data] if isinstance(data, ImageSet) else [*(data.splits[n] for n in ("unlabelled", "train", "val", "test") if n in data.splits), data.pool()]
     for images in sets:
         if set(predictions.ids) <= set(images.ids): return images
     missing = next((id for id in predictions.ids if not any(id in s.ids for s in sets)), predictions.ids[0])
