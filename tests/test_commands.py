@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pseudolabel_nb import arguments, cli
+from pseudolabel_nb import arguments, cli, inputs
 from pseudolabel_nb.runs.run import locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -373,12 +373,12 @@ def test_what_is_given_for_all(train, data, tmp_path):
 
 def test_what_is_not_given_is_the_recipes_own():
     from pseudolabel_nb.strategies.recipes import recipe, recipes
-    parse = lambda *argv: arguments.recipes_of(arguments.train_parser().parse_args(argv))
+    parse = lambda *argv: inputs.recipes_of(arguments.train_parser().parse_args(argv))
     names = ",".join(recipes)
     assert parse("--strategy", names) == list(recipes.values())
     live = [recipe("naive", name="live", refresh="step", rounds=1, teacher__who="average", student__sampling="paired")]
     given = arguments.train_parser().parse_args(["--n-iterations", "5", "--confidence-threshold", "0.9"])
-    assert [arguments._as_asked(r, given, {}) for r in live] == live
+    assert [inputs._as_asked(r, given, {}) for r in live] == live
     assert parse("--set", "name=mine", "--strategy", "naive")[0].name == "mine"
     for changes, part, value in ((("refresh=50",), "refresh", 50), (("teacher.decay=0.9",), "teacher", None), (("teacher.decay=null", "prior=0.2"), "prior", 0.2)):
         made = parse("--strategy", "naive", *(a for c in changes for a in ("--set", c)))[0]
