@@ -51,6 +51,9 @@ CUTMIX = {"student.mixing": "cutmix"}
 BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing": "both"} # pseudo-labelled foreground comes back into labelled windows
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
+ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels all images every so many steps, and half of the pseudo-labelled windows are centred on foreground
+BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
+PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
 def short(recipe: str = "best", changes: dict | None = None, **settings) -> Arm:
@@ -62,10 +65,15 @@ ARMS = {
     "supervised": Arm(),
     "supervised, twice the steps": Arm(steps=2),
     "best": Arm("best", settings=EARLY),
+    "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
+    "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
+    "best, labels anew every 200 steps, balanced, twice as many images in a second round": Arm("best", ANEW | BALANCED | {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 4.0}}, EARLY),
+    "best, 1.6 times the steps": Arm("best", settings=EARLY, steps=1.6),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
     "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
     "best, CutMix, three quarters of the steps": Arm("best", CUTMIX, EARLY, steps=0.75),
+    "class_balanced": Arm("class_balanced", settings=dict(teacher_share=0.5)),
     "short supervised": short("supervised"),
     "short supervised, any angle": short("supervised", **ANY),
     "short supervised, quarter turns": short("supervised", **QUARTER),
@@ -85,6 +93,10 @@ ARMS = {
     "short best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
     "short best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
     "short best, fresh student": short(changes={"student.start": "restart"}),
+    "short best, labels anew every 200 steps": short(changes=ANEW),
+    "short best, labels anew every 200 steps, balanced": short(changes=ANEW | BALANCED),
+    "short class_balanced, pasted in strong views": short("class_balanced", PASTED, teacher_share=0.5),
+    "short class_balanced, pasted": short("class_balanced", {"student.sampling": "paired", "student.mixing": "paste"}, teacher_share=0.5),
     "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
     "short both ways, weak views": short(changes=BOTH_WAYS | {"student.views": "weak"}),
     "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector.foreground": 0.95, "selector.background": 1 - 0.95}),
