@@ -67,7 +67,7 @@ ARMS = {
     "best": Arm("best", settings=EARLY),
     "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
     "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
-    "best, labels anew every 200 steps, balanced, twice as many images in a second round": Arm("best", ANEW | BALANCED | {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 4.0}}, EARLY),
+    "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
     "best, 1.6 times the steps": Arm("best", settings=EARLY, steps=1.6),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
