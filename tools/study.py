@@ -52,6 +52,7 @@ BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
 ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels all images every so many steps, and half of the pseudo-labelled windows are centred on foreground
+QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
@@ -68,7 +69,8 @@ ARMS = {
     "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
     "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
     "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
-    "best, 1.6 times the steps": Arm("best", settings=EARLY, steps=1.6),
+    "best, labels anew every 200 steps, class quantiles": Arm("best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
+    "best, labels anew every 200 steps, class quantiles of few images": Arm("best", ANEW | QUANTILES | {"selector.ratio": 2.0, "student.turns": ""}, EARLY),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
     "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
@@ -97,6 +99,10 @@ ARMS = {
     "short best, labels anew every 200 steps, balanced": short(changes=ANEW | BALANCED),
     "short class_balanced, pasted in strong views": short("class_balanced", PASTED, teacher_share=0.5),
     "short class_balanced, pasted": short("class_balanced", {"student.sampling": "paired", "student.mixing": "paste"}, teacher_share=0.5),
+    "short best, labels anew every 200 steps, class quantiles": short(changes=ANEW | QUANTILES),
+    "short best, half the weight": short(changes={"student.weight": 0.5}),
+    "short best, three rounds": short(changes={"rounds": 3}),
+    "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),
     "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
     "short both ways, weak views": short(changes=BOTH_WAYS | {"student.views": "weak"}),
     "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector.foreground": 0.95, "selector.background": 1 - 0.95}),
