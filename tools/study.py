@@ -54,6 +54,7 @@ EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of th
 ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels all images every so many steps, and half of the pseudo-labelled windows are centred on foreground
 QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
+GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}, "student.turns": ""} # two images a labelled one in the first round, up to twenty in the second
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
@@ -71,6 +72,7 @@ ARMS = {
     "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
     "best, labels anew every 200 steps, class quantiles": Arm("best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
     "best, labels anew every 200 steps, class quantiles of few images": Arm("best", ANEW | QUANTILES | {"selector.ratio": 2.0, "student.turns": ""}, EARLY),
+    "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
     "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
@@ -100,6 +102,7 @@ ARMS = {
     "short class_balanced, pasted in strong views": short("class_balanced", PASTED, teacher_share=0.5),
     "short class_balanced, pasted": short("class_balanced", {"student.sampling": "paired", "student.mixing": "paste"}, teacher_share=0.5),
     "short best, labels anew every 200 steps, class quantiles": short(changes=ANEW | QUANTILES),
+    "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=ANEW | BALANCED | GROWING),
     "short best, half the weight": short(changes={"student.weight": 0.5}),
     "short best, three rounds": short(changes={"rounds": 3}),
     "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),
