@@ -66,6 +66,7 @@ def short(recipe: str = "best", changes: dict | None = None, **settings) -> Arm:
 ARMS = {
     "supervised": Arm(),
     "supervised, twice the steps": Arm(steps=2),
+    "supervised, strong views": Arm(settings=dict(augment="strong")),
     "best": Arm("best", settings=EARLY),
     "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
     "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
