@@ -128,6 +128,16 @@ def test_views_in_step(tmp_path):
     assert "&lt;b&gt;" in view.message.value
 
 
+def test_nothing_is_sent_back_to_a_slider_that_moved(tmp_path):
+    "The state rounds what a browser's slider says; sent back, that would undo the keys pressed since."
+    predictions, data, _ = made(tmp_path)
+    view = PseudoLabelExplorer(predictions, data)
+    view.sliders[1].value = said = 0.6980000000000002
+    assert view.state.settings.thresholds[1] == 0.698 != said and view.sliders[1].value == said
+    view.state.set_threshold(1, 0.697)
+    assert view.sliders[1].value == 0.697
+
+
 def test_names_are_escaped(tmp_path):
     predictions, data, _ = made(tmp_path, 3)
     state = ExplorerState(predictions, data)

@@ -72,7 +72,6 @@ ARMS = {
     "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
     "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
     "best, labels anew every 200 steps, class quantiles": Arm("best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
-    "best, labels anew every 200 steps, class quantiles of few images": Arm("best", ANEW | QUANTILES | {"selector.ratio": 2.0, "student.turns": ""}, EARLY),
     "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),

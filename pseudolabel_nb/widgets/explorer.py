@@ -6,6 +6,7 @@
 __all__ = ['PseudoLabelExplorer']
 
 # %% ../../nbs/widgets/02_explorer.ipynb #8527b9d3
+import math
 from html import escape
 
 import ipywidgets as w
@@ -168,9 +169,10 @@ class PseudoLabelExplorer(WithSnapshot):
         for control, text in texts.items(): self._set(control, value=text)
 
     def _set(self, control: w.Widget, **values) -> None:
-        "Set what differs, so that nothing is sent in vain."
+        "Set what differs, so that nothing is sent in vain: a slider in a browser says 0.6980000000000002, and 0.698 sent back would undo the keys pressed since."
         for name, value in values.items():
-            if getattr(control, name) != value: setattr(control, name, value)
+            now = getattr(control, name)
+            if not (math.isclose(now, value, abs_tol=1e-9) if isinstance(now, float) else now == value): setattr(control, name, value)
 
     def _recipe_text(self) -> str:
         "Of the recipe that was taken."
