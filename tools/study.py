@@ -55,6 +55,8 @@ ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels
 QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
 GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}, "student.turns": ""} # two images a labelled one in the first round, up to twenty in the second
+RELIABLE = {"selector": {"kind": "ReliableImages"}, "refresh": 400, "teacher.who": "student", "teacher.flips": True, "student.turns": ""} # the images of which a high F1 is expected, every pixel by the decision threshold
+TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labelled one, the best
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
@@ -71,8 +73,11 @@ ARMS = {
     "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
     "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
     "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
+    "best, labels anew every 400 steps, balanced, flips averaged, at any angle": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns": ""}, EARLY),
     "best, labels anew every 200 steps, class quantiles": Arm("best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
     "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
+    "reliable best": Arm("best", RELIABLE, EARLY),
+    "reliable best, two images a label": Arm("best", TWO_RELIABLE, EARLY),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
     "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
@@ -103,6 +108,8 @@ ARMS = {
     "short class_balanced, pasted": short("class_balanced", {"student.sampling": "paired", "student.mixing": "paste"}, teacher_share=0.5),
     "short best, labels anew every 200 steps, class quantiles": short(changes=ANEW | QUANTILES),
     "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=ANEW | BALANCED | GROWING),
+    "short reliable best": short(changes=RELIABLE),
+    "short reliable best, two images a label": short(changes=TWO_RELIABLE),
     "short best, half the weight": short(changes={"student.weight": 0.5}),
     "short best, three rounds": short(changes={"rounds": 3}),
     "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),

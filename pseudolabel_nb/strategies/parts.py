@@ -103,6 +103,7 @@ class Context:
     labelled: int = 1 # labelled images
     round: int = 1 # from 1
     rounds: int = 1
+    decision: float = 0.5 # probability from which on the teacher's foreground is called foreground, as validation chose it; unused with more than two classes
 
 class Selector:
     "Base of all selectors: frozen dataclasses with `fit`."

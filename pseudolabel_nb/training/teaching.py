@@ -21,6 +21,7 @@ from ..strategies.ensemble import agreement
 from ..strategies.parts import Context
 from ..strategies.pseudo_images import PseudoImages
 from .task import Task
+from .validation import validate
 
 # %% ../../nbs/training/09_teaching.ipynb #ad6886d5
 def teacher_checkpoints(
@@ -63,9 +64,10 @@ def trusted(
     task: Task,
     number: int, # the round
     predictions: Predictions,
+    decision: float, # the teacher's decision threshold
 ) -> PseudoImages:
     "Fit the round's selector; the images that it trusts."
-    context = Context(task.prior.ratios, len(task.labelled), number, task.recipe.rounds)
+    context = Context(task.prior.ratios, len(task.labelled), number, task.recipe.rounds, decision)
     rule = task.recipe.selector_at(number).fit([predictions], context)
     return PseudoImages(task.unlabelled, predictions, replace(rule, by_confidence=rule.by_confidence or task.recipe.student.by_confidence))
 
@@ -77,7 +79,7 @@ def pseudo_images(
     "Ask the teachers about all unlabelled images; fit the round's selector."
     predictions, members = _predictions(task, number, teacher_checkpoints(task, records))
     _thin_earlier(task.run.folder / "predictions", number, task.unlabelled.ids)
-    pseudo = trusted(task, number, predictions)
+    pseudo = trusted(task, number, predictions, [r for r in records if r.accepted][-1].threshold)
     weights = [load_tensors(task.run.folder / m.teacher)[1]["f1"] for m in members]
     report = agreement(members, pseudo.rule.thresholds, weights, pseudo.ids) if len(members) > 1 and task.recipe.teacher.combine != "reliable_negatives" else {}
     return pseudo, report
@@ -89,6 +91,11 @@ def _thin_earlier(folder: Path, number: int, ids: tuple[str, ...]) -> None:
     begun = (folder / f"{earlier.name}.part" / "meta.json").exists()
     if begun or (earlier / "meta.json").exists() and len(Predictions(earlier)) > watched: thin(earlier, ids[:: math.ceil(len(ids) / watched)])
 
+def _decision(task: Task, network: nn.Module) -> float:
+    "The decision threshold that validation chooses for a network."
+    s = task.settings
+    return validate(network, task.val, decision=s.decision, batch_size=s.batch_size, device=task.device, tile=s.tile).threshold
+
 def relabel(
     task: Task,
     number: int, # the round
@@ -96,4 +103,5 @@ def relabel(
     step: int, # tells one labelling from the next
 ) -> PseudoImages:
     "Within a round: let the student's average label all unlabelled images anew. What the round's teacher said stays: a run that goes on asks for both."
-    return trusted(task, number, _predict(task, network, task.run.folder / "predictions" / f"round-{number}-anew", f"round {number}, step {step}", f"round {number} labels anew"))
+    predictions = _predict(task, network, task.run.folder / "predictions" / f"round-{number}-anew", f"round {number}, step {step}", f"round {number} labels anew")
+    return trusted(task, number, predictions, _decision(task, network))

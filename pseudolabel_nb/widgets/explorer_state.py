@@ -105,9 +105,16 @@ class ExplorerState:
         if getattr(self.data, "val", None) is None: raise UserError("validation: found predictions and no validation images; expected data with a validation split, so pass the whole data set")
         return joint_histograms(self.validation, self.data.val)
 
+    @cached_property
+    def decision(self) -> float:
+        "The decision threshold of highest F1 on validation; one half without it, or with more than two classes."
+        if self.predictions.n_classes > 2 or self.joint is None: return 0.5
+        return best_threshold(self.joint[:, 1] + self.joint[:, 0, ::-1])[0]
+
     def context(self, rounds: int = 1) -> Context:
         "What a selector is told."
-        return Context(self.prior or Context().prior if self.predictions.n_classes == 2 or self.prior else (1 / self.predictions.n_classes,) * self.predictions.n_classes, max(1, self.labelled), 1, rounds)
+        prior = self.prior or (Context().prior if self.predictions.n_classes == 2 else (1 / self.predictions.n_classes,) * self.predictions.n_classes)
+        return Context(prior, max(1, self.labelled), 1, rounds, self.decision)
 
     def fitted(self, made: Recipe) -> Rule:
         "What the recipe's selector trusts in its first round."

@@ -143,8 +143,8 @@ def preview(
     lines = [f"round {n}: {scheduled(made, n)}" for n in range(state.round + 1, made.rounds + 1)]
     said = watch.stores.get(state.round + 1)
     if said is None or said.n_classes != 2 or made.live: return lines
-    labels = state.records[0].ratio_labelled
-    rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labelled"]), state.round + 1, made.rounds))
+    labels, decision = state.records[0].ratio_labelled, [r.threshold for r in state.records if r.round <= state.round and r.accepted][-1]
+    rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labelled"]), state.round + 1, made.rounds, decision))
     background, foreground = kept_in(np.array(said.histograms)[[said.index(id) for id in rule.images]].sum(0), rule.thresholds) if rule.images else (0, 0)
     share = foreground / max(1, background + foreground)
     return [f"{lines[0]}, which keeps {share:.2%} foreground (labels {labels:.2%}) of {len(rule.images)} kept predictions", *lines[1:]]
