@@ -92,6 +92,7 @@ ARMS = {
     "short supervised, strong views": short("supervised", augment="strong"),
     "short supervised, rate 0.001": short("supervised", learning_rate=1e-3),
     "short supervised, rate 0.006": short("supervised", learning_rate=6e-3),
+    "short supervised, windows of 256 px": short("supervised", crop=256, batch_size=2), # as many pixels a step
     "short supervised, step and threshold of highest F1": short("supervised", **CHOSEN),
     "short supervised, any angle, step and threshold of highest F1": short("supervised", **ANY, **CHOSEN),
     "short best": short(),
