@@ -27,7 +27,7 @@ from .low_threshold import low_threshold
 from .mean_teacher import mean_teacher
 from .parts import Constant, Recipe, Selector
 from .pu import pu
-from .reliable import reliable
+from .reliable import ReliableImages # noqa: F401 known by its name
 from .threshold import Threshold, naive
 from .unimatch import unimatch
 from .weighted import weighted
@@ -65,7 +65,7 @@ def register_recipe(
 
 # %% ../../nbs/strategies/16_recipes.ipynb #166af610
 supervised = Recipe("supervised", rounds=0, about="labels only: the baseline that everything is measured against")
-for made in (supervised, naive, low_threshold, limited, class_balanced, class_quantiles, curriculum, weighted, ensemble, pu, mean_teacher, fixmatch, best, unimatch, cps, copy_paste, reliable): register_recipe(made)
+for made in (supervised, naive, low_threshold, limited, class_balanced, class_quantiles, curriculum, weighted, ensemble, pu, mean_teacher, fixmatch, best, unimatch, cps, copy_paste): register_recipe(made)
 _given.update(recipes)
 
 # %% ../../nbs/strategies/16_recipes.ipynb #cdf5621e
