@@ -16,8 +16,9 @@ from pseudolabel_nb.models.checkpoints import load_tensors
 from pseudolabel_nb.models.networks import build_network
 from pseudolabel_nb.strategies.parts import Moving, Recipe, Rule, Student, Teacher
 from pseudolabel_nb.strategies.recipes import recipes
+from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
-from pseudolabel_nb.training import loop, rounds
+from pseudolabel_nb.training import loop, rounds, teaching
 from pseudolabel_nb.training.loop import Phase, train
 from pseudolabel_nb.training.step import Lesson, step_loss
 
@@ -124,6 +125,7 @@ VARIANTS = {
     "snapshots": replace(recipes["ensemble"], name="snapshots", teacher=replace(recipes["ensemble"].teacher, source="snapshots", members=2)),
     "majority": replace(recipes["ensemble"], name="majority", rounds=2, teacher=Teacher(members=3, combine="majority")),
     "labels_anew": Recipe("labels_anew", ClassThresholds(0.5, 0.5), refresh=5, student=Student(sampling="paired", ramp_up=0.5), rounds=1),
+    "reliable": Recipe("reliable", ReliableImages(0.5), teacher=Teacher(flips=True), refresh=5, student=Student(sampling="paired", mixing="paste", views="strong"), rounds=1),
     "by_confidence": Recipe("by_confidence", ClassThresholds(0.5, 0.5), student=Student(by_confidence=True, weight=0.5), rounds=1),
     "everything": Recipe("everything", ClassThresholds(0.55, 0.6), Moving("foreground", 0.7, 0.5), Teacher("average", decay=0.9), "step",
                          Student(0.5, 0.3, True, "paired", "restart", views="two_strong", mixing="copy_paste", feature_dropout=0.3), rounds=2),
@@ -139,6 +141,16 @@ def test_parts_can_be_joined(name, tmp_path):
     whole = pnb.run(data(), VARIANTS[name], tmp_path / "whole", **options)
     with killed_after(19): pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)
     assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
+
+
+def test_labels_made_anew_go_by_the_decision_of_the_average_that_makes_them(tmp_path, monkeypatch):
+    told, honest = [], teaching.validate
+    def noted(*args, **options):
+        told.append((v := honest(*args, **options)).threshold)
+        return v
+    monkeypatch.setattr(teaching, "validate", noted)
+    first, second = pnb.run(data(), VARIANTS["reliable"], tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu").records()
+    assert len(told) == (second.steps - 1) // 5 and tuple(second.thresholds) == decided(2, told[-1])
 
 
 def test_a_live_teacher_and_a_stored_one_of_the_same_precision_say_the_same(tmp_path):
