@@ -44,7 +44,6 @@ class Arm:
     steps: float = 1
 
 
-LIVE = {"name": "live best", "selector": {"kind": "ClassThresholds", "foreground": 0.5, "background": 0.5}, "refresh": "step", "teacher.who": "average", "teacher.flips": False, "student.turns": "quarter"} # the `best` of before: the average labels every pixel at every step
 TURNS = {"student.turns": "quarter"} # of the unlabelled windows
 EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
 SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
@@ -56,12 +55,13 @@ ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels
 QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
 GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}, "student.turns": ""} # two images a labelled one in the first round, up to twenty in the second
+FEW = ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns": ""} # labels averaged over flips, windows turned as the labelled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
 RELIABLE = {"selector": {"kind": "ReliableImages"}, "refresh": 400, "teacher.who": "student", "teacher.flips": True, "student.turns": ""} # the images of which a high F1 is expected, every pixel by the decision threshold
 TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labelled one, the best
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
-def short(recipe: str = "live best", changes: dict | None = None, **settings) -> Arm:
+def short(recipe: str = "best", changes: dict | None = None, **settings) -> Arm:
     "An arm of half the steps, to see what a part or a setting brings."
     return Arm(recipe, changes or {}, (EARLY if recipe != "supervised" else {}) | settings, steps=0.5)
 
@@ -71,18 +71,18 @@ ARMS = {
     "supervised, twice the steps": Arm(steps=2),
     "supervised, strong views": Arm(settings=dict(augment="strong")),
     "best": Arm("best", settings=EARLY),
-    "live best": Arm("live best", settings=EARLY),
-    "live best, labels anew every 200 steps, balanced": Arm("live best", ANEW | BALANCED, EARLY),
-    "live best, labels anew every 200 steps, balanced, at any angle": Arm("live best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
-    "live best, labels anew every 400 steps, balanced, flips averaged": Arm("live best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
-    "live best, labels anew every 200 steps, class quantiles": Arm("live best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
-    "live best, labels anew every 200 steps, balanced, then ten times as many images": Arm("live best", ANEW | BALANCED | GROWING, EARLY),
-    "reliable best": Arm("live best", RELIABLE, EARLY),
-    "reliable best, two images a label": Arm("live best", TWO_RELIABLE, EARLY),
-    "live best, pasted both ways": Arm("live best", BOTH_WAYS, EARLY),
-    "live best, CutMix and pasted both ways": Arm("live best", CUTMIX_BOTH_WAYS, EARLY),
-    "live best, pasted both ways, three quarters of the steps": Arm("live best", BOTH_WAYS, EARLY, steps=0.75),
-    "live best, CutMix, three quarters of the steps": Arm("live best", CUTMIX, EARLY, steps=0.75),
+    "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
+    "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
+    "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
+    "best, few images": Arm("best", FEW, EARLY),
+    "best, labels anew every 200 steps, class quantiles": Arm("best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
+    "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
+    "best, reliable images": Arm("best", RELIABLE, EARLY),
+    "best, two reliable images a label": Arm("best", TWO_RELIABLE, EARLY),
+    "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
+    "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
+    "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
+    "best, CutMix, three quarters of the steps": Arm("best", CUTMIX, EARLY, steps=0.75),
     "class_balanced": Arm("class_balanced", settings=dict(teacher_share=0.5)),
     "short supervised": short("supervised"),
     "short supervised, any angle": short("supervised", **ANY),
@@ -96,37 +96,37 @@ ARMS = {
     "short supervised, windows of 256 px": short("supervised", crop=256, batch_size=2), # as many pixels a step
     "short supervised, step and threshold of highest F1": short("supervised", **CHOSEN),
     "short supervised, any angle, step and threshold of highest F1": short("supervised", **ANY, **CHOSEN),
-    "short live best": short(),
-    "short live best, teacher half of the steps": short(teacher_share=0.5),
-    "short live best, weak views": short(changes={"student.views": "weak"}),
-    "short live best, no mixing": short(changes={"student.mixing": "none"}),
-    "short live best, pasted both ways": short(changes=BOTH_WAYS),
-    "short live best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
-    "short live best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
-    "short live best, fresh student": short(changes={"student.start": "restart"}),
-    "short live best, labels anew every 200 steps": short(changes=ANEW),
-    "short live best, labels anew every 200 steps, balanced": short(changes=ANEW | BALANCED),
+    "short best": short(),
+    "short best, teacher half of the steps": short(teacher_share=0.5),
+    "short best, weak views": short(changes={"student.views": "weak"}),
+    "short best, no mixing": short(changes={"student.mixing": "none"}),
+    "short best, pasted both ways": short(changes=BOTH_WAYS),
+    "short best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
+    "short best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
+    "short best, fresh student": short(changes={"student.start": "restart"}),
+    "short best, labels anew every 200 steps": short(changes=ANEW),
+    "short best, labels anew every 200 steps, balanced": short(changes=ANEW | BALANCED),
     "short class_balanced, pasted in strong views": short("class_balanced", PASTED, teacher_share=0.5),
     "short class_balanced, pasted": short("class_balanced", {"student.sampling": "paired", "student.mixing": "paste"}, teacher_share=0.5),
-    "short live best, labels anew every 200 steps, class quantiles": short(changes=ANEW | QUANTILES),
-    "short live best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=ANEW | BALANCED | GROWING),
-    "short reliable best": short(changes=RELIABLE),
-    "short reliable best, two images a label": short(changes=TWO_RELIABLE),
-    "short live best, half the weight": short(changes={"student.weight": 0.5}),
-    "short live best, three rounds": short(changes={"rounds": 3}),
-    "short live best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),
-    "short live best, slower teacher": short(changes={"teacher.decay": 0.998}),
+    "short best, labels anew every 200 steps, class quantiles": short(changes=ANEW | QUANTILES),
+    "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=ANEW | BALANCED | GROWING),
+    "short best, reliable images": short(changes=RELIABLE),
+    "short best, two reliable images a label": short(changes=TWO_RELIABLE),
+    "short best, half the weight": short(changes={"student.weight": 0.5}),
+    "short best, three rounds": short(changes={"rounds": 3}),
+    "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),
+    "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
     "short both ways, weak views": short(changes=BOTH_WAYS | {"student.views": "weak"}),
     "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector.foreground": 0.95, "selector.background": 1 - 0.95}),
     "short both ways, ramp-up over 30 %": short(changes=BOTH_WAYS | {"student.ramp_up": 0.3}),
     "short both ways, half the weight": short(changes=BOTH_WAYS | {"student.weight": 0.5}),
     "short both ways, no Dice on pseudo-labels": short(changes=BOTH_WAYS | {"student.loss": "cross_entropy"}),
-    "short live best, CutMix": short(changes=CUTMIX),
-    "short live best, CutMix, labels at any angle": short(changes=CUTMIX, **ANY),
-    "short live best, CutMix, all at any angle": short(changes=CUTMIX | {"student.turns": "any"}, **ANY),
-    "short live best, CutMix, all by quarter turns": short(changes=CUTMIX, **QUARTER),
-    "short live best, CutMix, weak views": short(changes=CUTMIX | {"student.views": "weak"}),
-    "short live best, CutMix, all at any angle, step and threshold of highest F1": short(changes=CUTMIX | {"student.turns": "any"}, **ANY, **CHOSEN),
+    "short best, CutMix": short(changes=CUTMIX),
+    "short best, CutMix, labels at any angle": short(changes=CUTMIX, **ANY),
+    "short best, CutMix, all at any angle": short(changes=CUTMIX | {"student.turns": "any"}, **ANY),
+    "short best, CutMix, all by quarter turns": short(changes=CUTMIX, **QUARTER),
+    "short best, CutMix, weak views": short(changes=CUTMIX | {"student.views": "weak"}),
+    "short best, CutMix, all at any angle, step and threshold of highest F1": short(changes=CUTMIX | {"student.turns": "any"}, **ANY, **CHOSEN),
     "short self-training": short("naive", SELF, teacher_share=0.5),
     "short unimatch, every pixel": short("unimatch", EVERY_PIXEL | TURNS),
 }
@@ -160,22 +160,15 @@ def own_validation(data, ratio: float, seed: int, phase: str): # Data -> Data
     return replace(data, val=data.val.subset(order[:n]), test=data.val.subset(order[n:]) if phase == "design" else data.test)
 
 
-def recipe_of(arm: Arm): # -> Recipe
-    "The recipe of an arm, with its changes."
-    import pseudolabel_nb as pnb
-    from pseudolabel_nb.strategies.recipes import changed
-    made = changed(pnb.recipe("best"), LIVE) if arm.recipe == LIVE["name"] else pnb.recipe(arm.recipe)
-    return changed(made, arm.changes)
-
-
 def begun(cell: Cell, root: Path, work: Path, device: str) -> tuple: # Run, Data
     "The run of a cell and its images."
     import pseudolabel_nb as pnb
+    from pseudolabel_nb.strategies.recipes import changed
     from pseudolabel_nb.training.task import begin
     arm, data = ARMS[cell.strategy], own_validation(pnb.open_images(root / cell.dataset), cell.labeled_ratio, cell.seed, cell.phase)
     settings = pnb.Settings(**BASE | TUNED.get(cell.dataset, {}) | arm.settings, steps=cell.steps)
     folder = work / cell.phase / cell.dataset / f"{cell.labeled_ratio:g}" / f"seed-{cell.seed}" / cell.strategy.replace(" ", "-").replace(",", "")
-    return begin(data, recipe_of(arm), folder, cell.labeled_ratio, cell.seed, settings, device), data
+    return begin(data, changed(pnb.recipe(arm.recipe), arm.changes), folder, cell.labeled_ratio, cell.seed, settings, device), data
 
 
 def share_teacher(run) -> None:
