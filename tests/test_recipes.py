@@ -149,7 +149,7 @@ def test_labels_made_anew_go_by_the_decision_of_the_average_that_makes_them(tmp_
         told.append((v := honest(*args, **options)).threshold)
         return v
     monkeypatch.setattr(teaching, "validate", noted)
-    first, second = pnb.run(data(), VARIANTS["reliable"], tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu").records()
+    _, second = pnb.run(data(), VARIANTS["reliable"], tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu").records()
     assert len(told) == (second.steps - 1) // 5 and tuple(second.thresholds) == decided(2, told[-1])
 
 
