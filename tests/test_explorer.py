@@ -128,6 +128,17 @@ def test_views_in_step(tmp_path):
     assert "&lt;b&gt;" in view.message.value
 
 
+def test_a_selector_is_told_the_decision_that_is_best_on_validation(tmp_path):
+    "Against every threshold there is, by hand; one half where nothing is known."
+    predictions, data, validation = made(tmp_path)
+    masks = np.stack([data.val.mask(data.val.index(id)) for id in validation.ids]) == 1
+    foreground = np.stack([validation.probs(i)[1].numpy() for i in range(len(validation))])
+    def f1(t): return 2 * (masks & (foreground >= t)).sum() / (masks.sum() + (foreground >= t).sum())
+    told = ExplorerState(predictions, data, validation=validation).context().decision
+    assert f1(told) == pytest.approx(max(f1(k / 1024) for k in range(1024)), abs=2e-3) and f1(told) > f1(0.5) + 0.001
+    assert ExplorerState(predictions, data).context().decision == 0.5
+
+
 def test_nothing_is_sent_back_to_a_slider_that_moved(tmp_path):
     "The state rounds what a browser's slider says; sent back, that would undo the keys pressed since."
     predictions, data, _ = made(tmp_path)
