@@ -67,3 +67,17 @@ def lab(chromium, tmp_path_factory):
     from browsing import jupyterlab
     folder = tmp_path_factory.mktemp("lab")
     with jupyterlab(folder, tmp_path_factory.mktemp("home")) as address: yield address, folder
+
+
+@pytest.fixture
+def decisions(monkeypatch) -> list[float]:
+    "What the selectors `Threshold` and `Limited` are told as the teacher's decision threshold, call by call."
+    from pseudolabel_nb.strategies.limited import Limited
+    from pseudolabel_nb.strategies.threshold import Threshold
+    told = []
+    for cls in (Threshold, Limited):
+        def noted(self, members, context, honest=cls.fit):
+            told.append(context.decision)
+            return honest(self, members, context)
+        monkeypatch.setattr(cls, "fit", noted)
+    return told

@@ -21,7 +21,7 @@ from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.measures.calibration import calibrate, calibrations, expected_quality, promised, ratio_threshold, reliability, true_quality
 from pseudolabel_nb.measures.metrics import binary_histogram
 from pseudolabel_nb.measures.shift import agreement, estimate_shift
-from pseudolabel_nb.runs.run import open_run
+from pseudolabel_nb.runs.run import open_run, teacher_of
 from pseudolabel_nb.strategies.parts import Rule, apply
 from pseudolabel_nb.strategies.recipes import recipe
 from pseudolabel_nb.training.rounds import finish, rounds, run
@@ -162,6 +162,11 @@ def test_rule_is_the_one_of_the_run(finished, data):
     earlier, _ = known_of(finished, data, round=1) # of which some images are kept only
     assert len(earlier.predictions) < len(k.predictions)
     np.testing.assert_allclose(earlier.kept.sum(0), finished.records()[1].kept, rtol=1e-6)
+
+
+def test_the_refitted_rule_is_told_the_decision_of_the_rounds_teacher(finished, data, decisions):
+    known_of(finished, data) # of the last round, of which all predictions are kept
+    assert decisions == [teacher_of(finished.records(), 2).threshold] and decisions != [0.5]
 
 
 def test_run_without_its_images(finished):

@@ -16,7 +16,7 @@ from pseudolabel_nb.core import UserError, overseeing, progress, read_json, stop
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.runs.branch import branch
 from pseudolabel_nb.runs.compare import compare
-from pseudolabel_nb.runs.run import RoundRecord, Run, locked, open_run
+from pseudolabel_nb.runs.run import RoundRecord, Run, locked, open_run, teacher_of
 from pseudolabel_nb.widgets.stepper_figures import diagnosis_html, preview, round_rows
 from pseudolabel_nb.widgets.stepper_pictures import Watch
 from pseudolabel_nb.widgets.stepper_state import StepperState
@@ -395,6 +395,14 @@ def test_words_say_what_the_record_says(tiny, undisturbed):
     assert f"{r.ratio_pseudo:.2%}" in rows["foreground kept"] and "Diagnosis of round 2" in diagnosis_html(state.run, 2)
     state.change(round=1)
     assert preview(state, Watch(undisturbed, tiny), {})[0].startswith("round 2: threshold 0.6, which keeps ")
+
+
+def test_the_preview_tells_the_selector_the_decision_of_the_last_accepted_round(tiny, undisturbed, decisions):
+    state = StepperState(undisturbed, data=tiny)
+    for number in (0, 1):
+        state.change(round=number)
+        preview(state, Watch(undisturbed, tiny), {})
+        assert decisions.pop() == teacher_of(undisturbed.records(), number + 1).threshold and not decisions
 
 
 # ---- views

@@ -24,7 +24,7 @@ from ..inference.predictions import Predictions, predict
 from ..measures.metrics import binary_histogram, class_pixels
 from ..models.checkpoints import load_network, load_tensors
 from ..models.networks import build_network
-from ..runs.run import RoundRecord, Run
+from ..runs.run import RoundRecord, Run, teacher_of
 from ..strategies import recipes # noqa: F401 makes the selectors known
 from ..strategies.parts import Context, Recipe, Rule
 
@@ -185,17 +185,13 @@ def _pair(thresholds: Sequence[float]) -> tuple[float, float] | None: # backgrou
     "The thresholds as a pair; of several foreground classes the lowest."
     return (thresholds[0], min(thresholds[1:])) if thresholds else None
 
-def _decision(records: Sequence[RoundRecord], number: int) -> float:
-    "The decision threshold of the teacher of a round."
-    return [r.threshold for r in records if r.round < number and r.accepted][-1]
-
 def _refit(recipe: Recipe, number: int, k: Known, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
     "The rule of a round, fitted again; None where the class ratios are not known."
     if predictions.n_classes > 2 and labels is None: return None
     foreground, share = k.records[0].ratio_labelled, np.ones(1)
     if predictions.n_classes > 2: share = sum(class_pixels(labels.mask(i), labels.n_classes) for i in range(len(labels)))[1:]
     ratios = (1 - foreground, *(foreground * share / share.sum()).tolist())
-    return recipe.selector_at(number).fit([predictions], Context(ratios, len(k.real), number, recipe.rounds, _decision(k.records, number)))
+    return recipe.selector_at(number).fit([predictions], Context(ratios, len(k.real), number, recipe.rounds, teacher_of(k.records, number).threshold))
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #b47f50fc
 def _unlabelled(data: Data, split: dict) -> ImageSet:

@@ -16,7 +16,7 @@ from ..inference.ensembles import combine
 from ..inference.predictions import Predictions, predict, thin
 from ..models.checkpoints import load_network, load_tensors
 from ..models.networks import build_network
-from ..runs.run import RoundRecord
+from ..runs.run import RoundRecord, teacher_of
 from ..strategies.ensemble import agreement
 from ..strategies.parts import Context
 from ..strategies.pseudo_images import PseudoImages
@@ -29,12 +29,11 @@ def teacher_checkpoints(
     records: list[RoundRecord], # of the rounds that are done, at least one
 ) -> tuple[str, ...]: # below the run folder
     "The networks that label for the next round, the last accepted one first."
-    teacher, first, accepted = task.recipe.teacher, records[0], [r for r in records if r.accepted]
-    last = accepted[-1]
+    teacher, first, last = task.recipe.teacher, records[0], teacher_of(records)
     if teacher.combine == "reliable_negatives": return (last.checkpoint,) if last.round == 0 else (last.checkpoint, first.checkpoint)
     if teacher.members == 1 or teacher.who == "peer": return (last.checkpoint,)
     if teacher.source == "snapshots": return last.members
-    newest = [r.checkpoint for r in reversed(accepted) if r.round] + list(first.members)
+    newest = [r.checkpoint for r in reversed(records) if r.accepted and r.round] + list(first.members)
     return tuple(newest[:teacher.members])
 
 # %% ../../nbs/training/09_teaching.ipynb #cc16b10d
@@ -79,7 +78,7 @@ def pseudo_images(
     "Ask the teachers about all unlabelled images; fit the round's selector."
     predictions, members = _predictions(task, number, teacher_checkpoints(task, records))
     _thin_earlier(task.run.folder / "predictions", number, task.unlabelled.ids)
-    pseudo = trusted(task, number, predictions, [r for r in records if r.accepted][-1].threshold)
+    pseudo = trusted(task, number, predictions, teacher_of(records).threshold)
     weights = [load_tensors(task.run.folder / m.teacher)[1]["f1"] for m in members]
     report = agreement(members, pseudo.rule.thresholds, weights, pseudo.ids) if len(members) > 1 and task.recipe.teacher.combine != "reliable_negatives" else {}
     return pseudo, report

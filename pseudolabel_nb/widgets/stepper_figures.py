@@ -14,7 +14,7 @@ from ..cards import Html, block, code, html, table, tag
 from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.findings import severities
 from ..runs.curves import validation_curve
-from ..runs.run import RoundRecord, Run
+from ..runs.run import RoundRecord, Run, teacher_of
 from ..strategies.parts import Context, kept_in
 from .explorer_picture import class_style
 from .stepper_pictures import CHANGES, Change, Watch, encoded, picture
@@ -143,7 +143,7 @@ def preview(
     lines = [f"round {n}: {scheduled(made, n)}" for n in range(state.round + 1, made.rounds + 1)]
     said = watch.stores.get(state.round + 1)
     if said is None or said.n_classes != 2 or made.live: return lines
-    labels, decision = state.records[0].ratio_labelled, [r.threshold for r in state.records if r.round <= state.round and r.accepted][-1]
+    labels, decision = state.records[0].ratio_labelled, teacher_of(state.records, state.round + 1).threshold
     rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labelled"]), state.round + 1, made.rounds, decision))
     background, foreground = kept_in(np.array(said.histograms)[[said.index(id) for id in rule.images]].sum(0), rule.thresholds) if rule.images else (0, 0)
     share = foreground / max(1, background + foreground)
