@@ -58,6 +58,7 @@ GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start"
 FEW = ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns": ""} # labels averaged over flips, windows turned as the labelled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
 RELIABLE = {"selector": {"kind": "ReliableImages"}, "refresh": 400, "teacher.who": "student", "teacher.flips": True, "student.turns": ""} # the images of which a high F1 is expected, every pixel by the decision threshold
 TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labelled one, the best
+FLIPPED = {"teacher.flips": True} # the average labels every window by what it says of its four flips
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
@@ -79,6 +80,7 @@ ARMS = {
     "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
     "best, reliable images": Arm("best", RELIABLE, EARLY),
     "best, two reliable images a label": Arm("best", TWO_RELIABLE, EARLY),
+    "best, live teacher flipped": Arm("best", FLIPPED, EARLY),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),
     "best, pasted both ways, three quarters of the steps": Arm("best", BOTH_WAYS, EARLY, steps=0.75),
@@ -112,6 +114,8 @@ ARMS = {
     "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=ANEW | BALANCED | GROWING),
     "short best, reliable images": short(changes=RELIABLE),
     "short best, two reliable images a label": short(changes=TWO_RELIABLE),
+    "short best, live teacher flipped": short(changes=FLIPPED),
+    "short best, live teacher flipped, at any angle": short(changes=FLIPPED | {"student.turns": ""}),
     "short best, half the weight": short(changes={"student.weight": 0.5}),
     "short best, three rounds": short(changes={"rounds": 3}),
     "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),

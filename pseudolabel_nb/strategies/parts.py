@@ -186,7 +186,7 @@ def check_choice(
 class Teacher:
     "Who predicts."
     who: str = "student" # "student", "average" or "peer"
-    flips: bool = False # average a stored prediction over the four flips?
+    flips: bool = False # average what it says over the four flips?
     members: int = 1 # networks that predict together
     source: str = "seeds" # of members: "seeds", each trained from weights of its own, or "snapshots" of one training
     combine: str = "mean" # of members: "mean", "weighted" (by validation F1), "majority", "unanimous" or "reliable_negatives", or one's own by `register_combination`

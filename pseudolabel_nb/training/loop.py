@@ -152,7 +152,7 @@ class Trainer:
     def lesson(self) -> Lesson:
         "What the step knows beside its batch."
         rule = self.pseudo.rule if self.phase.live else None
-        return Lesson(self.phase.student, self.settings.loss, weight_at(self.step, self.phase.steps, self.phase.student), rule, self.phase.prior)
+        return Lesson(self.phase.student, self.settings.loss, weight_at(self.step, self.phase.steps, self.phase.student), rule, self.phase.prior, self.phase.teacher.flips)
 
     def learn(self, batch: Batch) -> float: # the loss
         "One step of the optimiser, and of the averages after it. Raises `UserError` where the loss is not a number."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core import pick
 from ..data.loading import Batch
+from ..inference.streaming import flip_averaged
 from ..models.distributed import forward
 from ..models.networks import feature_dropout, two_logits
 from ..strategies.parts import Rule, Student, apply
@@ -41,6 +42,7 @@ class Lesson:
     weight: float = 1.0 # of pseudo-labels, at this step
     rule: Rule | None = None # for the word of a live teacher; None: the targets in the batch stand
     prior: tuple[float, ...] = (0.96, 0.04) # (C,)
+    flips: bool = False # is the live teacher's word averaged over the four flips of a window?
 
 def divide(batch: Batch) -> tuple[Part, Part]: # labelled, pseudo-labelled
     "The labelled windows and the others, as the student sees them."
@@ -64,10 +66,11 @@ def relabelled(
 def spoken(
     network: nn.Module, # a teacher
     images: Tensor, # (n, channels, H, W)
+    flips: bool = False, # average over the four flips?
 ) -> Tensor: # (n, C, H, W) probabilities
     "What a teacher says of some windows, in evaluation mode; its training flag comes back."
-    training = network.training
-    probs = two_logits(forward(network.eval(), images)).softmax(1)
+    training, says = network.training, lambda x: two_logits(forward(network.eval(), x)).softmax(1)
+    probs = (flip_averaged(says) if flips else says)(images)
     network.train(training)
     return probs
 
@@ -155,13 +158,13 @@ def step_loss(
     if not batch.is_pseudo.any(): return sum(_from_labels(network, batch, lesson) for network in students), ()
     labelled, pseudo = divide(batch)
     fair = batch.fair[batch.is_pseudo]
-    if len(students) == 2 and lesson.rule is not None and _unchanged(lesson.student): return _peers(students, labelled, pseudo, lesson, fair)
+    if len(students) == 2 and lesson.rule is not None and _unchanged(lesson.student) and not lesson.flips: return _peers(students, labelled, pseudo, lesson, fair)
     total, kept = 0, ()
     for k, network in enumerate(students):
         told = pseudo
         if lesson.rule is not None:
             teacher = average if len(students) == 1 else students[1 - k]
-            told, kept = relabelled(pseudo, spoken(teacher, batch.plain), lesson.rule, fair)
+            told, kept = relabelled(pseudo, spoken(teacher, batch.plain, lesson.flips), lesson.rule, fair)
         total = total + student_loss(network, *shown(told, batch, labelled, lesson.student.mixing, rng), told._replace(images=batch.plain), lesson)
     return total, kept
 
