@@ -14,12 +14,15 @@ from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.data.loading import Batch
 from pseudolabel_nb.models.checkpoints import load_tensors
 from pseudolabel_nb.models.networks import build_network
+from pseudolabel_nb.runs.branch import branched_recipe
 from pseudolabel_nb.strategies.parts import Moving, Recipe, Rule, Student, Teacher
 from pseudolabel_nb.strategies.recipes import recipes
 from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
 from pseudolabel_nb.training import loop, rounds, teaching
 from pseudolabel_nb.training.loop import Phase, train
+from pseudolabel_nb.training.pretraining import pretrain
+from pseudolabel_nb.training.rounds import adopt_teacher
 from pseudolabel_nb.training.step import Lesson, step_loss
 
 SMALL = dict(widths=(4, 8))
@@ -131,6 +134,7 @@ VARIANTS = {
                          Student(0.5, 0.3, True, "paired", "restart", views="two_strong", mixing="copy_paste", feature_dropout=0.3), rounds=2),
     "peers_mixed": replace(recipes["cps"], name="peers_mixed", student=replace(recipes["cps"].student, mixing="cutmix", views="strong")),
     "partly": replace(recipes["pu"], name="partly", prior=0.05, student=replace(recipes["pu"].student, background="unlabelled")),
+    "pretrained": replace(recipes["best"], name="pretrained", teacher=replace(recipes["best"].teacher, pretraining=0.5, flips=True)),
     "topaz": replace(recipes["pu"], name="topaz", teacher=replace(recipes["pu"].teacher, loss="ge_binomial")),
 }
 
@@ -141,6 +145,35 @@ def test_parts_can_be_joined(name, tmp_path):
     whole = pnb.run(data(), VARIANTS[name], tmp_path / "whole", **options)
     with killed_after(19): pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)
     assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
+
+
+@pytest.mark.parametrize("kills", [(3,), (6,), (9,), (2, 3, 2, 4)]) # of 24 steps the first 6 restore patches, 6 more learn from labels
+def test_pretraining_that_is_interrupted_ends_alike(kills, tmp_path):
+    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    whole = pnb.run(data(), VARIANTS["pretrained"], tmp_path / "whole", **options)
+    for kill in kills:
+        with killed_after(kill): pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)
+    cut = pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)
+    assert facts(cut) == facts(whole) and sum(r.steps for r in whole.records()) == SETTINGS.steps
+    assert max(m["step"] for m in whole.metrics() if m["round"] == 0) == 6
+
+
+def test_a_first_teacher_begins_with_what_was_pretrained_but_for_its_last_layer(tmp_path):
+    path = pretrain(data().train, 4, SETTINGS, tmp_path)
+    made, fresh = (loop.Trainer(Phase(0, 4, data().train, data().val, pretrained=p), SETTINGS, tmp_path / "no", "cpu").students[0].state_dict() for p in (path, None))
+    tensors, _ = load_tensors(path)
+    taken = [n for n in made if made[n].shape == tensors[n].shape]
+    assert all(torch.equal(made[n], tensors[n]) for n in taken)
+    assert {n for n in made if n not in taken} and all(torch.equal(made[n], fresh[n]) for n in made if n not in taken)
+    assert any(not torch.equal(made[n], fresh[n]) for n in taken)
+
+
+def test_a_teacher_that_was_pretrained_is_not_shared_with_one_that_was_not(tmp_path):
+    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    plain, pretrained = (pnb.begin(data(), r, tmp_path / r.name, **options) for r in (recipes["best"], VARIANTS["pretrained"]))
+    for _ in pnb.rounds(plain, data()): break
+    with pytest.raises(UserError, match="starts differently"): adopt_teacher(pretrained, plain)
+    with pytest.raises(UserError, match=r"teacher\.pretraining"): branched_recipe(plain, 0, {"teacher.pretraining": 0.5})
 
 
 def test_labels_made_anew_go_by_the_decision_of_the_average_that_makes_them(tmp_path, monkeypatch):

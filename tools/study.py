@@ -59,6 +59,7 @@ FEW = ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns":
 RELIABLE = {"selector": {"kind": "ReliableImages"}, "refresh": 400, "teacher.who": "student", "teacher.flips": True, "student.turns": ""} # the images of which a high F1 is expected, every pixel by the decision threshold
 TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labelled one, the best
 FLIPPED = {"teacher.flips": True} # the average labels every window by what it says of its four flips
+PRETRAINED = {"teacher.pretraining": 0.75}, dict(teacher_share=0.4) # three tenths of all steps restore hidden patches, one tenth learns from labels, the rest is the student's
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
@@ -80,6 +81,8 @@ ARMS = {
     "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
     "best, reliable images": Arm("best", RELIABLE, EARLY),
     "best, two reliable images a label": Arm("best", TWO_RELIABLE, EARLY),
+    "best, pretrained": Arm("best", *PRETRAINED),
+    "supervised, pretrained": Arm(changes={"teacher.pretraining": 0.3}), # as many steps of it
     "best, live teacher flipped": Arm("best", FLIPPED, EARLY),
     "best, pasted both ways": Arm("best", BOTH_WAYS, EARLY),
     "best, CutMix and pasted both ways": Arm("best", CUTMIX_BOTH_WAYS, EARLY),

@@ -27,7 +27,7 @@ def steps_left(
     return [rest // coming + (k < rest % coming) for k in range(coming)]
 
 # %% ../../nbs/runs/05_branch.ipynb #975b64cf
-_fixed = "teacher.who", "teacher.members", "teacher.source", "teacher.loss", "student.networks", "student.background"
+_fixed = "teacher.who", "teacher.members", "teacher.source", "teacher.loss", "teacher.pretraining", "student.networks", "student.background"
 
 def _at(recipe: dict, name: str):
     "What stands under a dotted name; None where nothing does."

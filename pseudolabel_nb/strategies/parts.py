@@ -192,6 +192,7 @@ class Teacher:
     combine: str = "mean" # of members: "mean", "weighted" (by validation F1), "majority", "unanimous" or "reliable_negatives", or one's own by `register_combination`
     decay: float | None = None # a step, of the student's average; None: that of the settings
     loss: str = "" # of the first teacher: "" learns from labels alone; "nnpu" and "ge_binomial" from foreground and unlabelled images
+    pretraining: float = 0.0 # share of the first teacher's steps in which it restores hidden patches of all images before it sees a label, in [0, 1)
     _repr_html_ = fields_card
 
     def __post_init__(self):
@@ -199,6 +200,7 @@ class Teacher:
         check_choice("teacher.source", self.source, ("seeds", "snapshots"))
         pick(combinations, self.combine, "teacher.combine")
         if not self.members >= 1: raise UserError(f"teacher.members is {self.members}; expected a whole number of at least 1, such as 3")
+        if not 0 <= self.pretraining < 1: raise UserError(f"teacher.pretraining is {self.pretraining}; expected a share of the first teacher's steps from 0 (none) to below 1, such as 0.5")
         if self.decay is not None and not 0 <= self.decay < 1: raise UserError(f"teacher.decay is {self.decay}; expected a number from 0 (the student itself) to below 1, such as 0.99")
 
 # %% ../../nbs/strategies/00_parts.ipynb #959eb873

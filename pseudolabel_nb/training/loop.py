@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import UserError, append_jsonl, process_number, progress, random_stream, seed_shared, seed_torch, stop_if_asked
 from ..data.loading import Batch, Windows, batch_at
-from ..models.checkpoints import load_network, load_tensors, restore_training, save_network, save_tensors, training_state
+from ..models.checkpoints import load_matching, load_network, load_tensors, restore_training, save_network, save_tensors, training_state
 from ..models.distributed import share_gradients
 from ..models.networks import Ema, build_network
 from ..strategies.parts import Student, Teacher
@@ -30,7 +30,7 @@ from .validation import validate
 @dataclass(frozen=True)
 class Phase:
     "One stretch of training: a teacher on labels alone, or a student on labels and pseudo-labels."
-    number: int # the round; 0 is the first teacher
+    number: int | str # the round; 0 is the first teacher, "pretraining" what comes before it
     steps: int
     labelled: object # `ImageSet` with masks
     val: object # `ImageSet` with masks: chooses the checkpoint and the threshold
@@ -39,6 +39,7 @@ class Phase:
     teacher: Teacher = Teacher()
     live: bool = False # does the teacher label the pseudo-labelled windows at every step?
     starts: tuple[Path, ...] = () # weights to begin with, of each network; (): fresh ones
+    pretrained: Path | None = None # weights that a fresh network takes over, all but its last layer
     seed: int = 0
     member: int = 0 # of an ensemble; changes the initial weights and the order
     snapshots: int = 0 # how many of the last evaluated averages are kept
@@ -109,6 +110,7 @@ class Trainer:
         s, data = self.settings, self.phase.labelled
         network = build_network(s.network, data.channels, data.n_classes, member_seed(self.phase.seed, self.phase.member + k), **s.network_options)
         if k < len(self.phase.starts): load_network(self.phase.starts[k], network)
+        elif self.phase.pretrained: load_matching(self.phase.pretrained, network)
         return network
 
     def _average_networks(self) -> nn.ModuleList: return nn.ModuleList([a.network for a in self.averages])
@@ -149,18 +151,31 @@ class Trainer:
         "How often validation is looked at."
         return math.ceil(self.phase.steps / self.settings.evaluations)
 
+    @property
+    def name(self) -> str:
+        "What is trained, for the progress bar."
+        return f"round {self.phase.number}" if self.phase.number else "teacher" + f" {self.phase.member + 1}" * (self.phase.member > 0)
+
+    def drawing(self) -> Callable[[int], Batch]:
+        "The function that gives the batch of a step."
+        return drawing(self.phase, self.settings, self.pseudo)
+
     def lesson(self) -> Lesson:
         "What the step knows beside its batch."
         rule = self.pseudo.rule if self.phase.live else None
         return Lesson(self.phase.student, self.settings.loss, weight_at(self.step, self.phase.steps, self.phase.student), rule, self.phase.prior, self.phase.teacher.flips)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, tuple[int, ...]]: # scalar; pixels that a live teacher kept a class, or ()
+        "What the step makes smaller."
+        return step_loss(self.students.train(), self.averages[0].network, batch, self.lesson(), random_stream(self.phase.seed, "mixing", self.phase.number, self.step))
 
     def learn(self, batch: Batch) -> float: # the loss
         "One step of the optimiser, and of the averages after it. Raises `UserError` where the loss is not a number."
         phase = self.phase
         set_learning_rate(self.optimizer, learning_rate_at(self.step, phase.steps, self.settings.learning_rate, self.settings.warmup))
         seed_torch(phase.seed, "step", phase.number, self.step, *_own_stream()) # for networks with dropout
-        loss, kept = step_loss(self.students.train(), self.averages[0].network, batch, self.lesson(), random_stream(phase.seed, "mixing", phase.number, self.step))
-        if not (value := loss.item()) < math.inf: raise UserError(f"the loss is {value} at step {self.step} of round {phase.number}; expected a number, so lower --learning-rates (it is {self.settings.learning_rate:g}) and look at the images for extreme values")
+        loss, kept = self.loss(batch)
+        if not (value := loss.item()) < math.inf: raise UserError(f"the loss is {value} at step {self.step} of {self.name}; expected a number, so lower --learning-rates (it is {self.settings.learning_rate:g}) and look at the images for extreme values")
         self.optimizer.zero_grad()
         loss.backward()
         share_gradients(self.students)
@@ -186,11 +201,12 @@ def train(
     settings: Settings,
     folder: str | Path, # of the run: metrics and checkpoints are written there
     device: str | torch.device = "cpu",
+    trainer: type[Trainer] = Trainer, # or one that learns something else
 ) -> dict: # facts of the best checkpoint: step, threshold, f1, precision, recall, counts, predicted; and `kept` by a live teacher
     "Train one phase, or go on with it; the best averaged weights are in `checkpoint_name(…)`. Raises `UserError` where the loss is not a number."
-    t = Trainer(phase, settings, folder, device)
-    draw, labelled_at = drawing(phase, settings, t.pseudo), 0
-    bar = progress(total=phase.steps, initial=t.step, desc=f"round {phase.number}" if phase.number else "teacher" + f" {phase.member + 1}" * (phase.member > 0))
+    t = trainer(phase, settings, folder, device)
+    draw, labelled_at = t.drawing(), 0
+    bar = progress(total=phase.steps, initial=t.step, desc=t.name)
     if t.step == phase.steps and (due := _labelled_at(phase, t.step - 1)): _relabel(t, due) # interrupted right after its last step: the last labels are still asked for
     while t.step < phase.steps:
         stop_if_asked()
@@ -211,4 +227,4 @@ def _relabel(t: Trainer, due: int) -> Callable[[int], Batch]:
     "Let the student's average label all images anew. Saved first, so that an interrupted run finds these labels, or the average that makes them."
     if t.step == due: t.save()
     t.pseudo = t.phase.refreshed(t.averages[0].network, due)
-    return drawing(t.phase, t.settings, t.pseudo)
+    return t.drawing()

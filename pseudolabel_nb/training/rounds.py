@@ -25,6 +25,7 @@ from ..runs.branch import steps_left
 from ..runs.run import RoundRecord, Run, locked
 from ..strategies.parts import Recipe, Student
 from ..strategies.pseudo_images import PseudoImages, UnlabelledImages
+from .pretraining import pretrain, pretrained_path
 from .loop import Phase, checkpoint_name, train
 from .task import Task, begin, open_task, with_test_set
 from .teaching import pseudo_images, relabel
@@ -43,21 +44,28 @@ def phase_steps(
     return [steps - rest] + [rest // rounds + (k < rest % rounds) for k in range(rounds)]
 
 # %% ../../nbs/training/10_rounds.ipynb #5e7acc15
-def _first_phase(task: Task, steps: int) -> Phase:
+def _first_phase(task: Task, steps: int, pretrained: Path | None) -> Phase:
     "What the first teacher, or its first member, learns from."
     teacher = task.recipe.teacher
     positives = Student(loss=teacher.loss, sampling="paired", background=task.recipe.student.background)
     seeds = teacher.members if teacher.source == "seeds" else 1
     return Phase(0, steps // seeds, task.labelled, task.val, UnlabelledImages(task.unlabelled) if teacher.loss else None, positives if teacher.loss else Student(),
-                 seed=task.seed, snapshots=teacher.members if teacher.source == "snapshots" else 0, prior=task.prior.ratios)
+                 seed=task.seed, snapshots=teacher.members if teacher.source == "snapshots" else 0, prior=task.prior.ratios, pretrained=pretrained)
+
+def _pretrained(task: Task, steps: int) -> Path | None:
+    "What the first teacher begins with, after so many steps."
+    return pretrain(task.images, steps, task.settings, task.run.folder, task.seed, task.device) if steps else None
 
 def _first_teacher(task: Task, steps: int) -> tuple[dict, str, tuple[str, ...]]: # facts and checkpoint of the best; checkpoints of all
     "Train the first teacher, each member in turn."
-    phase, teacher = _first_phase(task, steps), task.recipe.teacher
+    teacher = task.recipe.teacher
+    before = int(teacher.pretraining * steps)
+    phase = _first_phase(task, steps - before, _pretrained(task, before))
     seeds = teacher.members if teacher.source == "seeds" else 1
     facts = [train(replace(phase, member=k), task.settings, task.run.folder, task.device) for k in range(seeds)]
     names = tuple(checkpoint_name(0, k) for k in range(seeds))
     best = max(range(seeds), key=lambda k: facts[k]["f1"])
+    pretrained_path(task.run.folder).unlink(missing_ok=True)
     return facts[best], names[best], names if seeds > 1 else _snapshots(task, 0)
 
 def _snapshots(task: Task, number: int) -> tuple[str, ...]:
@@ -199,6 +207,7 @@ def first_training(
     teacher = recipe["teacher"]
     made = [teacher[k] for k in ("members", "source", "loss")] if teacher["members"] > 1 or teacher["loss"] else []
     extra = [recipe["prior"], recipe["student"]["background"]] if teacher["loss"] else []
+    if teacher.get("pretraining"): extra += ["pretraining", teacher["pretraining"]]
     return config["data"], config["read"], config.get("fingerprint"), config["labelled_ratio"], config["seed"], settings, phase_steps(settings["steps"], recipe["rounds"], settings["teacher_share"])[0], made, extra
 
 def adopt_teacher(

@@ -146,6 +146,7 @@ class Task:
     device: str
     labelled: ImageSet # with masks
     unlabelled: ImageSet # their masks out of reach
+    images: ImageSet # all images to learn from, labelled or not, their masks out of reach
     val: ImageSet # with masks
     prior: Prior # class ratios of the labelled images, or as the recipe gives them
 
@@ -160,7 +161,7 @@ def open_task(
     labelled, partly = data.train.subset(split["labelled"]), recipe.student.background == "unlabelled"
     unlabelled = unlabelled_images(data, [] if partly else split["labelled"])
     return Task(run, recipe, from_dict(Settings, config["settings"]), seed, run.environment["device"], foreground_only(labelled) if partly else labelled,
-                unlabelled, data.val.subset(split["val"]), known_prior(labelled, recipe.prior, seed))
+                unlabelled, unlabelled_images(data, []), data.val.subset(split["val"]), known_prior(labelled, recipe.prior, seed))
 
 def known_prior(
     labelled: ImageSet, # with masks
