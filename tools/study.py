@@ -73,6 +73,7 @@ ARMS = {
     "supervised, twice the steps": Arm(steps=2),
     "supervised, strong views": Arm(settings=dict(augment="strong")),
     "best": Arm("best", settings=EARLY),
+    "best, twice the steps": Arm("best", settings=EARLY, steps=2),
     "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
     "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
     "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
