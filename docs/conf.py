@@ -1,15 +1,18 @@
 "Sphinx's settings; docs/build.py lays out what they apply to."
 import re
+import sys
 from configparser import ConfigParser
 from html import escape
 from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+from formulas import mathml
+
 _config = ConfigParser(delimiters=["="], interpolation=None)
 _config.read(ROOT / "settings.ini", encoding="utf-8")
 
@@ -50,15 +53,10 @@ html_theme_options = {
 }
 
 
-# What docutils' converter lacks, said in words it has
-KNOWN = {r"\\dots\b": r"\\ldots", r"\\iff\b": r"\\Leftrightarrow", r"\\stackrel\b": r"\\overset", r"\\(?:big|Big)(?=[()\[\]|\\{}])": ""}
-
-
 def _mathml(node, as_block: bool) -> str:
     "The formula as MathML; a command docutils does not know is a warning that names the page."
     source = node.astext()
-    for pattern, known in KNOWN.items(): source = re.sub(pattern, known, source)
-    try: return tex2mathml(source, as_block=as_block)
+    try: return mathml(source, as_block)
     except MathError as e:
         logging.getLogger(__name__).warning("%s in the formula %s", e, source, location=node)
         return f"<code>{escape(source)}</code>"

@@ -12,6 +12,8 @@ import chapters
 import check_docs
 import readme
 import tables
+from docutils.utils.math import MathError
+from formulas import mathml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 PICTURE = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
@@ -68,6 +70,19 @@ def test_the_readme_holds_outputs_pictures_and_links_from_the_root(tmp_path, mon
 
 def prose_of(path) -> str:
     return "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?!\w)", re.S)
+
+
+def test_the_formulas_are_such_as_the_pages_can_show():
+    wrong = []
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        text = re.sub(r"```.*?```|`[^`]*`", "", prose_of(path), flags=re.S)
+        for block, inline in FORMULA.findall(text):
+            try: mathml(block or inline, as_block=bool(block))
+            except MathError as e: wrong.append(f"{path.stem}: {e} in {block or inline}")
+    assert not wrong
 
 
 CITED = re.compile(r"([A-Z]\w+(?:-[A-Z]\w+)?)(?: (?:and|&) [A-Z][\w-]+| et al\.|(?:, [A-Z]\w+)+ and [A-Z]\w+)?,? \(?((?:19|20)\d\d)\b(?!-)")
