@@ -2,6 +2,7 @@
 import json
 import re
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from conftest import ROOT
@@ -83,6 +84,15 @@ def test_the_formulas_are_such_as_the_pages_can_show():
             try: mathml(block or inline, as_block=bool(block))
             except MathError as e: wrong.append(f"{path.stem}: {e} in {block or inline}")
     assert not wrong
+
+
+@pytest.mark.parametrize(("formula", "expected"), [
+    (r"\bar p_k", "msub(mover(mi mo) mi)"),
+    (r"\sum_k^n", "munderover(mo mi mi)"),
+])
+def test_an_index_stands_where_it_belongs(formula, expected):
+    said = lambda e: e.tag.rpartition("}")[2] + (f"({' '.join(map(said, e))})" if len(e) else "")
+    assert said(ElementTree.fromstring(mathml(formula, True))[0]) == expected
 
 
 CITED = re.compile(r"([A-Z]\w+(?:-[A-Z]\w+)?)(?: (?:and|&) [A-Z][\w-]+| et al\.|(?:, [A-Z]\w+)+ and [A-Z]\w+)?,? \(?((?:19|20)\d\d)\b(?!-)")
