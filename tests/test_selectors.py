@@ -1,5 +1,6 @@
 "What every selector keeps to, whatever the predictions: thresholds, limits, order, and the same answer from the store as in training."
 import tempfile
+import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.inference.predictions import Predictions, store, with_background
 from pseudolabel_nb.measures.metrics import quantise
-from pseudolabel_nb.strategies.class_balanced import ClassBalanced
+from pseudolabel_nb.strategies.class_balanced import ClassBalanced, balanced_images
 from pseudolabel_nb.strategies.class_quantiles import ClassQuantiles
 from pseudolabel_nb.strategies.limited import Limited
 from pseudolabel_nb.strategies.low_threshold import LowThreshold
@@ -147,3 +148,15 @@ def test_a_selector_reads_nothing_but_the_predictions(tmp_path):
     rng = np.random.default_rng(0)
     made = store([(str(k), rng.random((1, 8, 8), dtype=np.float32)) for k in range(4)], tmp_path)
     for selector in SELECTORS: assert selector.fit([made], context(2)) == selector.fit([Predictions(tmp_path)], context(2))
+
+
+def test_choosing_among_many_images_takes_little_memory():
+    "All pairs of 10,000 chosen and 10,000 other images would be a table of 1.6 GB."
+    foreground = np.random.default_rng(0).beta(1, 12, 20_000)
+    kept = np.stack([(1 - foreground) * 65536, foreground * 65536], 1).astype(int)
+    tracemalloc.start()
+    chosen = balanced_images(kept, list(range(20_000)), 0.02, 10_000, 10_000, 0.05)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(chosen)) == 10_000 and kept[chosen].sum(0)[1] / kept[chosen].sum() < foreground.mean() / 2
+    assert most < 300e6

@@ -6,7 +6,9 @@
 __all__ = ['class_balanced', 'foreground_ratio', 'take_in_turn', 'exchange', 'fill_up', 'balanced_images', 'ClassBalanced']
 
 # %% ../../nbs/strategies/05_class_balanced.ipynb #966a8246
+from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -29,11 +31,11 @@ def take_in_turn(
     limit: int, # images at most
 ) -> list[int]:
     "Images by score, from the rich or the poor pile as the sum so far needs it; ends when that pile is empty."
-    rich = [i for i in order if foreground_ratio(kept[i]) >= prior]
-    poor = [i for i in order if foreground_ratio(kept[i]) < prior]
+    is_rich = foreground_ratio(kept) >= prior
+    rich, poor = (deque(i for i in order if is_rich[i] == wanted) for wanted in (True, False))
     chosen, total = [], np.zeros(2)
     while len(chosen) < limit and (pile := rich if foreground_ratio(total) < prior else poor):
-        chosen.append(pile.pop(0))
+        chosen.append(pile.popleft())
         total += kept[chosen[-1]]
     return chosen
 
@@ -46,19 +48,21 @@ def exchange(
     limit: int, # images at most
     least: int, # images at least
     tolerance: float, # relative, ends the search
+    most: int = 2000, # images that may leave (those chosen last), and that may enter (the best), so that the search stays small
 ) -> list[int]:
     "The best single exchange, repeated until the ratio is within tolerance or nothing improves it."
     chosen, off = list(chosen), lambda total: np.abs(foreground_ratio(total) / prior - 1)
     while off(total := kept[chosen].sum(0)) > tolerance:
-        others = [i for i in order if i not in set(chosen)]
-        leave = np.vstack([np.zeros((1, 2)), kept[chosen]]) # row 0: nobody leaves
+        taken, stay = set(chosen), max(0, len(chosen) - most)
+        others = list(islice((i for i in order if i not in taken), most))
+        leave = np.vstack([np.zeros((1, 2)), kept[chosen[stay:]]]) # row 0: nobody leaves
         enter = np.vstack([np.zeros((1, 2)), kept[others]])
         distance = off(total - leave[:, None] + enter[None])
         if len(chosen) >= limit: distance[0, 1:] = np.inf
         if len(chosen) <= least: distance[1:, 0] = np.inf
         out, into = np.unravel_index(distance.argmin(), distance.shape)
         if distance[out, into] >= off(total) - 1e-12: break
-        chosen = [i for k, i in enumerate(chosen, 1) if k != out] + ([others[into - 1]] if into else [])
+        chosen = [i for k, i in enumerate(chosen, 1 - stay) if k != out or not out] + ([others[into - 1]] if into else [])
     return chosen
 
 def fill_up(
@@ -87,8 +91,8 @@ def balanced_images(
     tolerance: float = 0.1, # relative
 ) -> list[int]:
     "Images whose kept pixels together meet the prior, as far as the images allow; deterministic."
-    chosen = take_in_turn(kept, order, prior, limit)
-    nearest = sorted(set(order) - set(chosen), key=lambda i: (abs(foreground_ratio(kept[i]) - prior), order.index(i)))
+    chosen, far, rank = take_in_turn(kept, order, prior, limit), np.abs(foreground_ratio(kept) - prior), {i: k for k, i in enumerate(order)}
+    nearest = sorted(set(order) - set(chosen), key=lambda i: (far[i], rank[i]))
     chosen += nearest[:max(0, min(least, limit) - len(chosen))]
     chosen = exchange(kept, chosen, order, prior, limit, least, tolerance)
     return fill_up(kept, chosen, order, prior, limit, tolerance)
@@ -113,7 +117,8 @@ class ClassBalanced(Selector):
         scores = predictions.scores()
         order = sorted(np.flatnonzero(kept.sum(1)).tolist(), key=lambda i: (-scores[i], predictions.ids[i]))
         chosen = balanced_images(kept, order, prior, at_most(self.ratio, context.labelled), context.labelled, self.tolerance)
-        images = tuple(predictions.ids[i] for i in sorted(chosen, key=order.index))
+        taken = set(chosen)
+        images = tuple(predictions.ids[i] for i in order if i in taken)
         return Rule(thresholds, images, warning=_warning(kept[chosen].sum(0), prior, self.tolerance))
 
 def _warning(total: np.ndarray, prior: float, tolerance: float) -> str:

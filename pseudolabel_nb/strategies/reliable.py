@@ -72,4 +72,5 @@ class ReliableImages(Selector):
         kept = np.stack([kept[:, 0], kept[:, 1:].sum(1)], 1)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], predictions.ids[i]))
         chosen = balanced_images(kept, order, float(foreground_ratio(kept.sum(0))), n, n, 0.05) if kept[:, 1].any() else order[:n]
-        return Rule(thresholds, tuple(predictions.ids[i] for i in sorted(chosen, key=order.index)))
+        taken = set(chosen)
+        return Rule(thresholds, tuple(predictions.ids[i] for i in order if i in taken))
