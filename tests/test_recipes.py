@@ -21,7 +21,7 @@ from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
 from pseudolabel_nb.training import loop, rounds, teaching
 from pseudolabel_nb.training.loop import Phase, train
-from pseudolabel_nb.training.pretraining import pretrain
+from pseudolabel_nb.training.pretraining import Restorer, pretrain
 from pseudolabel_nb.training.rounds import adopt_teacher
 from pseudolabel_nb.training.step import Lesson, step_loss
 
@@ -147,15 +147,24 @@ def test_parts_can_be_joined(name, tmp_path):
     assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
 
 
-@pytest.mark.parametrize("kills", [(3,), (6,), (9,), (2, 3, 2, 4)]) # of 24 steps the first 6 restore patches, 6 more learn from labels
-def test_pretraining_that_is_interrupted_ends_alike(kills, tmp_path):
-    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+@pytest.mark.parametrize(("kills", "restored"), [((), 6), ((3,), 6 + 1), ((6,), 6), ((9,), 6), ((2, 3, 2, 4), 6)]) # of 24 steps the first 6 restore patches, 6 more learn from labels; saved are 2, 4, 5, 6
+def test_pretraining_that_is_interrupted_ends_alike_and_is_not_done_twice(kills, restored, tmp_path, monkeypatch):
+    options, counted, honest = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], Restorer.loss
+    monkeypatch.setattr(Restorer, "loss", lambda self, batch: (counted.append(self.step), honest(self, batch))[1])
     whole = pnb.run(data(), VARIANTS["pretrained"], tmp_path / "whole", **options)
+    assert counted == list(range(6)) and max(m["step"] for m in whole.metrics() if m["round"] == 0) == 6
+    assert sum(r.steps for r in whole.records()) == SETTINGS.steps
+    counted.clear()
     for kill in kills:
         with killed_after(kill): pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)
-    cut = pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)
-    assert facts(cut) == facts(whole) and sum(r.steps for r in whole.records()) == SETTINGS.steps
-    assert max(m["step"] for m in whole.metrics() if m["round"] == 0) == 6
+    assert facts(pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)) == facts(whole)
+    assert len(counted) == restored
+
+
+@pytest.mark.parametrize("changes", [dict(teacher__pretraining=0.9), dict()])
+def test_members_that_would_get_no_step_are_refused(changes, tmp_path):
+    with pytest.raises(UserError, match="3 members of the first teacher; expected some for each"):
+        pnb.run(data(), pnb.recipe("ensemble", rounds=1, **changes), tmp_path, labelled_ratio=0.34, settings=replace(SETTINGS, steps=24 if changes else 4), device="cpu")
 
 
 def test_a_first_teacher_begins_with_what_was_pretrained_but_for_its_last_layer(tmp_path):

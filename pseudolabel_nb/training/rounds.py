@@ -49,6 +49,7 @@ def _first_phase(task: Task, steps: int, pretrained: Path | None) -> Phase:
     teacher = task.recipe.teacher
     positives = Student(loss=teacher.loss, sampling="paired", background=task.recipe.student.background)
     seeds = teacher.members if teacher.source == "seeds" else 1
+    if steps < seeds: raise UserError(f"{steps} steps are left for the labels and {seeds} members of the first teacher; expected some for each, so raise --steps, or lower teacher.members or teacher.pretraining")
     return Phase(0, steps // seeds, task.labelled, task.val, UnlabelledImages(task.unlabelled) if teacher.loss else None, positives if teacher.loss else Student(),
                  seed=task.seed, snapshots=teacher.members if teacher.source == "snapshots" else 0, prior=task.prior.ratios, pretrained=pretrained)
 
