@@ -19,7 +19,7 @@ from pseudolabel_nb.strategies.parts import Moving, Recipe, Rule, Student, Teach
 from pseudolabel_nb.strategies.recipes import recipes
 from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
-from pseudolabel_nb.training import loop, rounds, teaching
+from pseudolabel_nb.training import loop, rounds, step, teaching
 from pseudolabel_nb.training.loop import Phase, train
 from pseudolabel_nb.training.pretraining import Restorer, pretrain
 from pseudolabel_nb.training.rounds import adopt_teacher
@@ -206,6 +206,15 @@ def test_a_live_teacher_and_a_stored_one_of_the_same_precision_say_the_same(tmp_
     stored, live = PseudoImages(images, predictions, rule), apply(rule, predictions.probs(0))
     assert np.array_equal(stored.mask(0), live.target[0].numpy())
     assert np.array_equal(stored.weight_crop(0, 0, 0, 24, 24), live.weight[0].numpy())
+
+
+@pytest.mark.parametrize(("name", "asked"), [("mean_teacher", 1), ("cps", 2)])
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_live_teacher_averages_over_flips_where_the_recipe_says_so(name, asked, flips, tmp_path, monkeypatch):
+    calls, honest = [], step.flip_averaged
+    monkeypatch.setattr(step, "flip_averaged", lambda says: (calls.append(says), honest(says))[1])
+    run = pnb.run(data(), pnb.recipe(name, teacher__flips=flips), tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    assert len(calls) == flips * asked * run.records()[1].steps
 
 
 def test_a_mean_teacher_with_decay_0_is_the_student_itself(tmp_path):
