@@ -602,7 +602,7 @@ def test_no_pickle(refuse, tmp_path):
 
 # ---- pseudolabel-diagnose
 
-@pytest.mark.parametrize("side, verdict, advice", [(6, "too little foreground", "class-balanced"), (13, "reasonable", "about as much"), (16, "reasonable", "about as much"), (30, "too much foreground", "raise the threshold")])
+@pytest.mark.parametrize("side, verdict, advice", [(6, "too little foreground", "class-balanced"), (13, "reasonable", "half to twice"), (16, "reasonable", "half to twice"), (30, "too much foreground", "raise the threshold")])
 def test_diagnose(command, tmp_path, side, verdict, advice):
     for name, s in dict(pseudo=side, real=13).items():
         mask = np.zeros((64, 64), "u1")

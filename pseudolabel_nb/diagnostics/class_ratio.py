@@ -25,7 +25,7 @@ def _verdict(
     if not sum(pseudo): return "no pixel was kept", "lower the threshold, or try class-balanced selection", "warning"
     if relative < 0.5: return "too little foreground", "try class-balanced selection", "warning"
     if relative > 2: return "too much foreground", "raise the threshold", "warning"
-    return "reasonable", "the pseudo-labels hold about as much foreground as the real labels", "ok"
+    return "reasonable", "the pseudo-labels hold half to twice the foreground of the real labels", "ok"
 
 # %% ../../nbs/diagnostics/00_class_ratio.ipynb #ad56d5c6
 @dataclass(frozen=True)
