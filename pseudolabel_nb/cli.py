@@ -232,7 +232,7 @@ def predict_parser() -> Parser:
     p.add_argument("--threshold", type=float, help="particle where the probability is at least this; if not given, the run's, which was chosen on validation")
     p.add_argument("--box-size", type=float, help="side of the boxes in box and cbox, px of the images; if not given, each particle's own diameter")
     p.add_argument("--pixel", "--pixel-size", type=float, help="Å of the images, where their files do not say or say it wrong; if not given, the --pixel of training")
-    p.add_argument("--working-pixel", type=float, help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
+    p.add_argument("--working-pixel", type=positive, help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
     p.add_argument("--longest", "--working-size", type=whole_number(16), help="instead: reduce the images to so many px on their longest side")
     p.add_argument("--tile", type=int, help="larger images are predicted in overlapping tiles of this side, px; if not given, as in training")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")

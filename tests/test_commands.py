@@ -226,6 +226,8 @@ def test_another_experiment_in_the_same_folder(train, refuse, data, tmp_path):
     train(data)
     for change, named in ((("--steps", "14"), "steps was "), (("--confidence-threshold", "0.8"), "0.8"), (("--mask-values", "nonzero"), "was "), (("--set", "student.weight=0.5"), "student.weight was 1.0, now 0.5")):
         refuse("--data-dir", data, *change, parts=["was begun with another config", named, "choose another output folder"])
+    for folder in (tmp_path / "out/runs").glob("*/checkpoints"): shutil.rmtree(folder) # to save space: the scores stay, and stay what they were
+    refuse("--data-dir", data, "--steps", "14", parts=["was begun with another config", "steps was "])
 
 def test_unlabelled_folder(train, data, tmp_path):
     rng = np.random.default_rng(3)
@@ -547,7 +549,7 @@ def test_annotation_file(refuse, tmp_path, text, parts):
 
 def entry(**changes): return {**dict(id=0, file_name="train_0.png", width=64, height=64), **changes}
 def box(*bbox): return dict(id=17, image_id=0, category_id=1, iscrowd=0, segmentation=[], bbox=bbox)
-LISTS = dict(passwd=(dict(images=[entry(file_name="../../etc/passwd")]), ["../../etc/passwd", "leads out of"]), absolute=(dict(images=[entry(file_name="/etc/passwd")]), ["/etc/passwd", "leads out of"]),
+LISTS = dict(words=(dict(categories=["particle"]), ["categories holds 'particle'"]), table=(dict(categories={"1": "particle"}), ["categories is a dict"]), parents=(dict(categories=[dict(id=1, name="particle", supercategory=["x"])]), ["supercategory", "['x']"]), passwd=(dict(images=[entry(file_name="../../etc/passwd")]), ["../../etc/passwd", "leads out of"]), absolute=(dict(images=[entry(file_name="/etc/passwd")]), ["/etc/passwd", "leads out of"]),
              twice=(dict(images=[entry(), entry(id=1)]), ["train_0.png is listed 2 times", "merge"]), missing=(dict(images=[entry(file_name="gone.png")]), ["gone.png", "put the images there"]),
              size=(dict(images=[entry(width=32)]), ["64 × 32", "64 × 64"]), outside=(dict(annotations=[box(70, 0, 5, 5)]), ["annotation 17", "outside", "--on-invalid skip"]),
              negative=(dict(annotations=[box(10, 20, -3, 8)]), ["annotation 17", "[10, 20, -3, 8]", "must be > 0", "--on-invalid skip"]), nan=(dict(annotations=[box(1, 2, float("nan"), 4)]), ["annotation 17", "finite"]))
@@ -621,6 +623,9 @@ def test_diagnose_a_run_whose_images_were_reduced(train, command, data, tmp_path
     ended = command(tmp_path / "out/runs/naive-r0.5-s0", name="diagnose")
     assert (ended.code, ended.err) == (0, "") and "without the images" not in ended.out and "calibration" in ended.out
     if not kept: assert sorted(p for p in (tmp_path / "out").rglob("*") if p.name != ".lock") == before # a temporary folder took its place
+
+def test_pixels_of_no_size(refuse, data):
+    for wrong in ("0", "-2", "nan"): refuse("--data-dir", data, "--pixel", wrong, "--working-pixel", "4", parts=["--pixel", "expected a number over 0"])
 
 def test_diagnose_slips(refuse, tmp_path):
     refuse(tmp_path / "gone", tmp_path, name="diagnose", parts=["gone", "check the path"])

@@ -1,5 +1,5 @@
 """Bad input in data: every complaint is one line that names the file and says how to mend it; and layouts as real tools write them."""
-import json, pickle, warnings
+import json, os, pickle, warnings
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -83,6 +83,13 @@ def test_link_that_leaves_the_folder(tmp_path, layout):
     link.unlink()
     link.symlink_to(tmp_path / "secret.png")
     complaint(lambda: open_images(root), "0.png", "leads out of", "copy the file")
+
+def test_name_that_is_not_utf8(tmp_path):
+    mask_folder(tmp_path)
+    try: Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/caf\xe9.png")).write_bytes((tmp_path / "images/0.png").read_bytes())
+    except OSError: pytest.skip("this file system takes names in UTF-8 alone")
+    complaint(lambda: open_unlabelled(tmp_path / "images"), "caf", "is not UTF-8", "rename the file").encode()
+    complaint(lambda: open_images(coco_folder(tmp_path / "c", images=[dict(id=0, file_name="\ud800.png", width=32, height=24)])), "is not UTF-8").encode()
 
 def test_folder_that_is_a_link_is_fine(tmp_path):
     coco_folder(tmp_path / "disk")
@@ -353,6 +360,10 @@ def test_groups(tmp_path):
     complaint(lambda: open_images(root, groups=table), "groups.csv", "1.png", "add it")
     table.write_bytes("image,group\n0.png,für\n".encode("latin-1"))
     complaint(lambda: open_images(root, groups=table), "groups.csv", "UTF-8")
+    table.write_text("file;grp\na,b,c\n")
+    complaint(lambda: open_images(root, groups=table), "groups.csv", "file;grp", "expected image and group")
+    table.write_text('image,group\n"0.png' + "x" * 200_000)
+    complaint(lambda: open_images(root, groups=table), "groups.csv", "quote that is never closed")
 
 # ---- NPZ
 
@@ -371,6 +382,30 @@ def test_npz(tmp_path):
 def test_bad_npz(tmp_path, arrays, found):
     np.savez(tmp_path / "a.npz", **arrays)
     complaint(lambda: open_images(tmp_path / "a.npz"), "a.npz", found)
+
+@pytest.mark.parametrize("values, found", [(np.array(["a", "b"]), "masks of type"), (np.array([0, np.nan]), "the value nan"), (np.array([0, 10**7]), "the value 1e+07"), (np.array([0, 0.5]), "the value 0.5"), (np.array([0, -3]), "the value -3")])
+def test_npz_masks_that_are_no_classes(tmp_path, values, found):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4)), masks=np.resize(values, (2, 4, 4)))
+    complaint(lambda: open_images(tmp_path / "a.npz", multiclass=True), "a.npz", found)
+
+def test_npz_with_a_damaged_header(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((2, 4, 4)), masks=np.zeros((2, 4, 4)))
+    whole = bytearray((tmp_path / "a.npz").read_bytes())
+    start = 30 + int.from_bytes(whole[26:28], "little") + int.from_bytes(whole[28:30], "little")
+    whole[start:start + 8] = b"\xff" * 8
+    (tmp_path / "a.npz").write_bytes(whole)
+    complaint(lambda: open_images(tmp_path / "a.npz"), "a.npz", "cannot be read as NPZ")
+
+def test_npz_of_huge_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("pseudolabel_nb.data.npz.MAX_PIXELS", 15)
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4)), masks=np.zeros((2, 4, 4)))
+    complaint(lambda: open_images(tmp_path / "a.npz"), "a.npz", "4 × 4 px", "at most 15")
+
+def test_npz_masks_are_looked_at_in_parts(tmp_path):
+    from pseudolabel_nb.data.npz import _seen
+    masks = np.arange(7)[:, None, None] * np.ones((1, 4, 4))
+    np.savez(tmp_path / "a.npz", masks=masks)
+    for at_once in (1, 16, 40, 1000): assert _seen(Cache(), tmp_path / "a.npz", 7, (4, 4), at_once) == {*range(7)}
 
 def test_truncated_npz(tmp_path):
     np.savez(tmp_path / "a.npz", images=RNG.normal(size=(3, 9, 9)), masks=np.zeros((3, 9, 9)))

@@ -1,6 +1,7 @@
 """Micrographs and coordinates as programs of the field write them: each format by hand, in bytes or text, and whatever can be wrong with it."""
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -126,6 +127,11 @@ def test_micrographs_that_are_none(tmp_path):
         path = put(tmp_path / f"{name}.mrc", data)
         said(lambda path=path: read_mrc(path), str(path), *words)
     said(lambda: read_mrc(tmp_path / "gone.mrc"), "no such file")
+    head = bytearray(whole); head[92:96] = (2**31 - 2**20).to_bytes(4, "little") # an extended header of two gigabytes
+    tracemalloc.start()
+    said(lambda: read_mrc(put(tmp_path / "boast.mrc", bytes(head))), "boast.mrc", "truncated")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
     said(lambda: read_mrc(tmp_path / "old.mrc", 1), "image 1 asked for", "0 to 0")
     for name, array, words in (("nan", np.where(COUNTS == COUNTS.max(), np.nan, COUNTS), "NaN"), ("inf", np.where(COUNTS == COUNTS.max(), np.inf, COUNTS), "infinite"), ("flat", np.full((12, 17), 3), "every pixel is 3")):
         folder = tmp_path / name
@@ -256,7 +262,7 @@ def test_coordinates_that_are_none(tmp_path):
             ("a.star", "1 2 3\n", ("expected a line data_ first",)), ("a.star", STAR2.replace("0.1", ""), ("line 9", "2 values", "expected 3")), ("a.star", STAR2.replace("50.5", "high"), ("'high'", "_rlnCoordinateY")),
             ("a.star", STAR2.replace("50.5", "nan"), ("finite",)), ("a.box", "10 20 30\n", ("row 1", "3 values")), ("a.box", "10 20 30 40\n10 20 30 40 0.5\n", ("row 2",)), ("a.box", "10 20 0 40\n", ("0 × 40", "> 0")), ("a.box", "10 20 x 40\n", ("'x'", "expected numbers")),
             ("a.cbox", "data_cryolo\nloop_\n_CoordinateX #1\n1\n", ("no columns",)), ("a.tsv", "image\tx\na\t3\n", ("columns image, x", "x_coord")), ("a.csv", "x,y\n1\n", ("line 2", "1 values")), ("a.csv", "", ("columns none",)),
-            ("a.doc", "", ("unknown format of coordinates", ".star")), ("a.star", b"\xff\xfe\x00\x01", ("not a text file",)), ("a.cs", b"", ("cannot be read",)), ("a.cs", b"\x94CSDAT123", ("compressed form",)),
+            ("a.doc", "", ("unknown format of coordinates", ".star")), ("a.star", b"\xff\xfe\x00\x01", ("not a text file",)), ("a.star", "data_\n_rlnCoordinateX\n_rlnCoordinateY 2\n", ("_rlnCoordinateX has no value",)), ("a.csv", 'x,y\n"1,2' + "0" * 200_000, ("quote that is never closed",)), ("a.cs", b"", ("cannot be read",)), ("a.cs", b"\x94CSDAT123", ("compressed form",)),
             ("a.box", "380 10 60 60\n", ("outside", "x = 410", "400 × 200")), ("a.box", "10 180 60 60\n", ("outside", "y = 210"))):
         path = put(tmp_path / name, text)
         said(lambda path=path: read_coordinates(path, sized), str(path) if name != "a.doc" else "unknown", *words)
@@ -276,6 +282,23 @@ def test_pickles_are_never_loaded(tmp_path):
     assert not (tmp_path / "exploded").exists()
     with open(tmp_path / "c.cs", "wb") as f: np.save(f, np.zeros(3, [("uid", "u8")]))
     said(lambda: read_coordinates(tmp_path / "c.cs"), "no field location/micrograph_path", "uid")
+
+
+@pytest.mark.parametrize("field, kind, value, words", [("micrograph_shape", ("u4", 2), (0, 0), "shape holds 0"), ("micrograph_shape", ("u4", 3), (1, 2, 3), "expected two numbers"), ("micrograph_shape", ("S4", 2), (b"a", b"b"), "expected two numbers"),
+                                                       ("center_x_frac", "S4", b"left", "expected a number")])
+def test_a_cs_file_with_odd_fields(tmp_path, field, kind, value, words):
+    kinds = dict(micrograph_path="S20", micrograph_shape=("u4", 2), center_x_frac="f4", center_y_frac="f4") | {field: kind}
+    row = dict(micrograph_path=b"a.mrc", micrograph_shape=(200, 400), center_x_frac=0.5, center_y_frac=0.5) | {field: value}
+    table = np.array([tuple(row.values())], [(f"location/{n}", *(k if isinstance(k, tuple) else (k,))) for n, k in kinds.items()])
+    with open(tmp_path / "a.cs", "wb") as f: np.save(f, table)
+    said(lambda: read_coordinates(tmp_path / "a.cs"), "a.cs", field, words)
+
+
+def test_a_cs_path_in_an_old_encoding(tmp_path):
+    table = np.array([(b"caf\xe9.mrc", (200, 400), 0.5, 0.5)], [("location/micrograph_path", "S20"), ("location/micrograph_shape", "u4", 2), ("location/center_x_frac", "f4"), ("location/center_y_frac", "f4")])
+    with open(tmp_path / "a.cs", "wb") as f: np.save(f, table)
+    (picks,) = read_coordinates(tmp_path / "a.cs").values()
+    np.testing.assert_allclose(picks.centres, [[200, 100]])
 
 
 def test_two_files_for_one_image(tmp_path):
@@ -484,6 +507,23 @@ def test_zarr_batches(tmp_path, version):
         said(lambda: open_images(tmp_path).train.image(0), "b.zarr", words if version == 2 or codec["id"] == "pickle" else "")
     described.write_text("{")
     said(lambda: open_images(tmp_path), "b.zarr")
+    described.write_text(json.dumps(whole | dict(shape=[5, 40_000, 40_000])))
+    said(lambda: open_images(tmp_path), "b.zarr", "40000 × 40000 px")
+    described.write_text(json.dumps(whole))
+    chunk = max((p for p in (tmp_path / "train/b.zarr/images").rglob("*") if p.is_file() and p.name not in (".zarray", ".zattrs", "zarr.json")), key=str)
+    chunk.write_bytes(b"damaged")
+    damaged = open_images(tmp_path).train
+    said(lambda: [damaged.image(k) for k in range(5)], "b.zarr", "cannot be decompressed")
+    (tmp_path / "train/b.zarr/images").rename(tmp_path / "elsewhere")
+    (tmp_path / "train/b.zarr/images").symlink_to(tmp_path / "elsewhere")
+    said(lambda: open_images(tmp_path), "b.zarr")
+    described_elsewhere = tmp_path / "train/b.zarr/images"
+    described_elsewhere.unlink()
+    (tmp_path / "elsewhere").rename(described_elsewhere)
+    (tmp_path / "film").write_bytes(b"secret")
+    chunk.unlink()
+    chunk.symlink_to(tmp_path / "film")
+    said(lambda: open_images(tmp_path), chunk.name, "leads out of")
 
 
 # ---- from micrographs and picks to a run

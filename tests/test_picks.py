@@ -400,8 +400,10 @@ def test_killed_anywhere_the_same_command_goes_on(run, folder, tmp_path, kill_at
     assert contents(whole) == contents(cut)
 
 def test_reduced_images_are_picked_in_their_own_pixels(run, folder, tmp_path):
+    (tmp_path / "out/prepared").mkdir(parents=True)
+    (tmp_path / "out/prepared/notes.txt").write_text("mine")
     assert predicted(run, folder, tmp_path / "out", "--working-size", "64") == 0
-    assert np.array(Image.open(tmp_path / "out/mask/m 0.png")).shape == (96, 96) and not (tmp_path / "out/prepared").exists()
+    assert np.array(Image.open(tmp_path / "out/mask/m 0.png")).shape == (96, 96) and (tmp_path / "out/prepared/notes.txt").exists() and not [*(tmp_path / "out").glob(".pseudolabel*")]
     rows = pd.read_csv(tmp_path / "out/picks.csv")
     assert len(rows) and rows[["x", "y"]].to_numpy().max() > 64
 
@@ -438,7 +440,7 @@ def test_slips_are_one_line(run, folder, tmp_path, capsys):
     assert "no run folder" in one_line(capsys, [folder, folder])
     assert "'pdf'" in one_line(capsys, [*base, "--format", "star,pdf"])
     assert "threshold is 0" in one_line(capsys, [*base, "--threshold", "0"])
-    for wrong in (["--diameter", "-3"], ["--diameter", "nan"], ["--threads", "0"]): assert "expected a" in one_line(capsys, [*base, *wrong])
+    for wrong in (["--diameter", "-3"], ["--diameter", "nan"], ["--threads", "0"], ["--working-pixel", "-2"]): assert "expected a" in one_line(capsys, [*base, *wrong])
     assert "no format is named" in one_line(capsys, [*base, "--format", ","])
     assert "more than the image" in one_line(capsys, [*base, "--diameter", "5000"])
     assert "multiple of 16" in one_line(capsys, [*base, "--tile", "50", "--diameter", "9"])
@@ -454,6 +456,21 @@ def test_more_images_are_picked_later(run, folder, tmp_path):
     watched = ImageSet([Item(i.id, i.shape, lambda i=i: (read.append(i.id), i.read_image())[1]) for i in images.items])
     assert [len(p) for p in pick_images(run, watched, some, ("csv",), diameter=12, device="cpu")] == [len(p) for p in pick_images(run, images, every, ("csv",), diameter=12, device="cpu")]
     assert read == list(images.ids[2:])
+
+def test_one_bad_image_does_not_keep_the_others(run, folder, tmp_path, capsys):
+    import tifffile
+    shutil.copytree(folder, tmp_path / "grid")
+    tifffile.imwrite(tmp_path / "grid/a.tif", np.where(np.eye(96), np.nan, 1).astype("f4")) # its header is whole
+    said = one_line(capsys, [run.folder, tmp_path / "grid", "--out", tmp_path / "out", "--diameter", "12", "--device", "cpu"])
+    assert "a.tif" in said and "NaN" in said and "all others are done" in said
+    assert len((tmp_path / "out/done.jsonl").read_text().splitlines()) == len([*folder.rglob("*.png")])
+
+@pytest.mark.parametrize("name, text, part", [("config.json", '{"model_type": "bert"}', "lacks recipe, settings"), ("config.json", "[1]", "holds a list"), ("rounds.jsonl", b"\xff\n", "not JSON"), ("rounds.jsonl", "3\n", "a line is '3'"), ("environment.json", "[]", "holds a list")])
+def test_a_run_folder_that_is_damaged(run, folder, tmp_path, capsys, name, text, part):
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = one_line(capsys, [tmp_path / "run", folder, "--out", tmp_path / "out", "--diameter", "12", "--device", "cpu"])
+    assert str(tmp_path / "run" / name) in said and part in said
 
 def test_help_answers_at_once():
     began = time.perf_counter()

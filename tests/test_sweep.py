@@ -134,12 +134,14 @@ def test_again_trains_nothing(alone):
 
 
 def test_what_the_first_teacher_predicts_is_shared(tmp_path):
-    "One store under several names where nothing else labelled since; nothing is left aside."
+    "One store under several names where nothing else labelled since; nothing is left aside, and nothing of the user's is taken."
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "notes.txt").write_text("mine")
     recipes = [pnb.recipe("naive", rounds=1), pnb.recipe("limited", rounds=1), pnb.recipe("naive", name="flipped", rounds=1, teacher__flips=True)]
     quick(tmp_path, recipes, [0.34], [0], [3e-3])
     naive, limited, flipped = (tmp_path / f"runs/{r.name}-r0.34-s0/predictions/round-1/probs.u16" for r in recipes)
     assert naive.samefile(limited) and not naive.samefile(flipped) and naive.read_bytes() != flipped.read_bytes()
-    assert not (tmp_path / "shared").exists()
+    assert (tmp_path / "shared" / "notes.txt").read_text() == "mine" and not [*tmp_path.glob(".pseudolabel*")]
 
 
 def test_steps_left(tmp_path):

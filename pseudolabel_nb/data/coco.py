@@ -64,8 +64,11 @@ def read_document(
         found = f"keys {', '.join(map(str, d)) or 'none'}" if isinstance(d, dict) else f"a {type(d).__name__}"
         raise UserError(f"{path}: {found}; expected a COCO document with lists \"images\" and \"annotations\", so export the annotations as COCO instances")
     if not d["images"]: raise UserError(f"{path}: the list \"images\" is empty; expected at least one image, so export the annotations again")
-    for part in ("images", "annotations"):
-        if bad := [e for e in d[part] if not isinstance(e, dict)]: raise UserError(f"{path}: {part} holds {str(bad[0])[:40]!r}; expected objects in {{}}, so export the annotations as COCO")
+    if not isinstance(d.get("categories") or [], list): raise UserError(f"{path}: categories is a {type(d['categories']).__name__}; expected a list of objects in {{}}, so export the annotations as COCO")
+    for part in ("images", "annotations", "categories"):
+        if bad := [e for e in d.get(part) or [] if not isinstance(e, dict)]: raise UserError(f"{path}: {part} holds {str(bad[0])[:40]!r}; expected objects in {{}}, so export the annotations as COCO")
+    for c in d.get("categories") or []:
+        if odd := [k for k in ("id", "name", "supercategory") if not isinstance(c.get(k), str | int | float | None)]: raise UserError(f"{path}: a category has the {odd[0]} {str(c[odd[0]])[:40]!r}; expected a word or a number, so export the annotations as COCO")
     return d
 
 def category_names(

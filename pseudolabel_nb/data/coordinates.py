@@ -114,6 +114,8 @@ def star_tables(
         elif words[0].lower() == "loop_": loop = True
         elif words[0].startswith("_"): table[words[0]] = [] if loop else words[1:2]
         else: _add_row(table, words, f"{source}: line {number}")
+    for name, table in tables.items():
+        if len({*map(len, table.values())}) > 1: raise UserError(f"{source}: data_{name}: {next(c for c, values in table.items() if not values)} has no value; expected one for each, so the file is cut off or damaged: export it again")
     return tables
 
 _WORD = re.compile(r"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
@@ -220,7 +222,8 @@ def _optional(words: Sequence[str]) -> np.ndarray: # float64
 def read_table(path: Path) -> dict[str, Picks]:
     "A table with a first line of column names: Topaz, CryoPPP, or your own."
     lines = _text(path).splitlines()
-    rows = list(csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ","))
+    try: rows = list(csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ","))
+    except csv.Error as e: raise UserError(f"{path}: is no table ({e}); expected values between tabs or commas, so look for a quote that is never closed") from None
     head, rows = [h.strip() for h in rows[0]] if rows else [], [r for r in rows[1:] if any(w.strip() for w in r)]
     if bad := [k for k, r in enumerate(rows, 2) if len(r) != len(head)]: raise UserError(f"{path}: line {bad[0]} has {len(rows[bad[0] - 2])} values; expected {len(head)}, one a column, so the file is cut off or damaged: export it again")
     table = {h: [r[k] for r in rows] for k, h in enumerate(head)}
@@ -237,9 +240,12 @@ def read_cs(path: Path) -> dict[str, Picks]:
     table = _structured(path)
     need = ("location/micrograph_path", "location/micrograph_shape", "location/center_x_frac", "location/center_y_frac")
     if lost := [n for n in need if n not in (table.dtype.names or ())]: raise UserError(f"{path}: no field {lost[0]}; found {_few(table.dtype.names or ())}; expected {', '.join(need)}, so export the particles with their locations")
-    shape = table[need[1]].astype(np.float64).reshape(-1, 2)
+    for name, form in zip(need[1:], ((2,), (), ())):
+        if (field := table.dtype[name]).base.kind not in "uif" or field.shape != form: raise UserError(f"{path}: {name} is of type {field}; expected {'two numbers' if form else 'a number'} a particle, so export the particles from cryoSPARC again")
+    shape = table[need[1]].astype(np.float64)
+    if not (shape > 0).all(): raise UserError(f"{path}: location/micrograph_shape holds {shape[~(shape > 0)][0]:g}; expected the micrograph's height and width, so export the particles from cryoSPARC again")
     centres = np.stack([table[n].astype(np.float64) for n in need[2:]], 1) * shape[:, ::-1]
-    names = [n.decode() if isinstance(n, bytes) else str(n) for n in table[need[0]]]
+    names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in table[need[0]]]
     score = next((table[n] for n in ("pick_stats/ncc_score", "pick_stats/topaz_score") if n in table.dtype.names), None)
     sizes = {n: tuple(int(v) for v in s) for n, s in zip(names, shape)}
     return {n: replace(p, size=sizes[n]) for n, p in _by_image(names, _numbers(centres, "location", path), None, score).items()}

@@ -133,11 +133,17 @@ def inside(
     "The path of `name` in `folder`; raises `UserError` if it leaves the folder."
     parts = PurePosixPath(str(name).replace("\\", "/"))
     if not isinstance(name, str) or not name.strip() or "\0" in name or "\n" in name: raise UserError(f"{source}: file name {name!r}; expected a name within {folder}, so mend the file name")
+    if not _is_unicode(name): raise UserError(f"{source}: file name {name!r} is not UTF-8; expected a name that text files and annotation files can hold, so rename the file (convmv -f latin1 -t utf8 renames many)")
     escapes = ".." in parts.parts or parts.is_absolute() or bool(PureWindowsPath(name).drive)
     path = folder / parts
     if escapes or not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{source}: file name {name!r} leads out of {folder}; only files below that folder are read, so copy the file there and name it by its path within")
     return path
+
+def _is_unicode(name: str) -> bool:
+    "Names whose bytes are in an older encoding are read with placeholders that cannot be written."
+    try: return bool(name.encode())
+    except UnicodeEncodeError: return False
 
 def image_files(
     folder: Path,

@@ -8,6 +8,7 @@ __all__ = ['MODES', 'MrcHeader', 'read_mrc_header', 'read_mrc', 'check_micrograp
 # %% ../../nbs/data/10_mrc.ipynb #669a8328
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ MODES = {0: "8-bit integers", 1: "16-bit integers", 2: "32-bit floats", 3: "comp
          12: "16-bit floats", 16: "colours of three bytes", 101: "4-bit integers"}
 _TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
 _IMOD = 1146047817 # its stamp
+_NSYMBT = 92 # where the header says how long the extended one is
 
 @dataclass(frozen=True)
 class MrcHeader:
@@ -56,11 +58,15 @@ def read_mrc_header(
 
 def _raw_header(path: Path):
     "The header's fields, in the file's byte order; raises `UserError` where there are none."
-    import mrcfile
+    from mrcfile.mrcinterpreter import MrcInterpreter
     try:
+        with open(path, "rb") as f: start = f.read(1024)
+        alone = start[:_NSYMBT] + bytes(4) + start[_NSYMBT + 4:] # without an extended header, for which memory would be taken as the file claims
         with warnings.catch_warnings(): # old files without the word MAP, or with a wrong machine stamp, are read all the same
             warnings.simplefilter("ignore")
-            with mrcfile.open(path, permissive=True, header_only=True) as f: return f.header
+            header = MrcInterpreter(BytesIO(alone), permissive=True, header_only=True).header.copy()
+        header.nsymbt = np.frombuffer(start, header.nsymbt.dtype, 1, _NSYMBT)[0]
+        return header
     except FileNotFoundError: raise UserError(f"{path}: no such file; expected a micrograph there, so check the path") from None
     except Exception as e: # ValueError, OSError, and whatever a damaged file leads to
         raise UserError(f"{path}: cannot be read as MRC ({' '.join(str(e).split())[:100]}); expected a header of 1,024 bytes, so the file is truncated or of another kind: copy it again") from None

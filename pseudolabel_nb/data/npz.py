@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, pick
+from .files import MAX_PIXELS
 from .images import Cache, Item
 from .masks import CONVENTIONS, apply_convention, decide_convention
 from .zarr_store import zarr_arrays, zarr_headers
@@ -26,7 +27,7 @@ def read_array_headers(
     if path.is_dir(): return zarr_headers(path)
     try:
         with zipfile.ZipFile(path) as z: found = {n.removesuffix(".npy"): _header(z, n) for n in z.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as e:
+    except Exception as e: # BadZipFile, OSError, zlib.error, RuntimeError for a password …
         raise UserError(f"{path}: cannot be read as NPZ ({' '.join(str(e).split())[:100]}); expected a file of np.savez, so the file is truncated or damaged: write it again") from None
     for name, (_, dtype) in found.items():
         if dtype.hasobject: raise UserError(f"{path}: {name} is an array of Python objects; pickles are never loaded, so save images of one size as a numeric array, or as PNG files")
@@ -47,6 +48,18 @@ def load_array(
     "One array of a file, kept in `cache`, or of a Zarr store, which is read as it is indexed; raises `UserError` if it is damaged."
     if path.is_dir(): return zarr_arrays(path)[name]
     return cache.get((str(path), name), partial(_load, path, name))
+
+def _some(
+    cache: Cache,
+    path: Path,
+    name: str,
+    which: int | slice, # of its images
+) -> np.ndarray:
+    "Some images or masks of a file; raises `UserError` where they are damaged."
+    array = load_array(cache, path, name)
+    try: return np.array(array[which])
+    except Exception as e: # a chunk of a Zarr store: whatever its codec raises
+        raise UserError(f"{path}: {name}[{which}] cannot be decompressed ({' '.join(str(e).split())[:100]}); a chunk is truncated or damaged, so write the store again") from None
 
 def _load(path: Path, name: str) -> np.ndarray:
     try:
@@ -81,8 +94,11 @@ def _checked(path: Path, labelled: bool) -> tuple[int, tuple[int, int], int]:
     shape, dtype = headers["images"]
     size, channels = _layout(shape)
     if not size or dtype.kind not in "buif" or 0 in shape: raise UserError(f"{path}: images of shape {shape} and type {dtype}; expected numbers (N, H, W), (N, H, W, 3) or (N, 1 or 3, H, W), with at least one image")
-    if labelled and (m := headers["masks"][0]) not in ((shape[0], *size), (shape[0], 1, *size), (shape[0], *size, 1)):
-        raise UserError(f"{path}: masks of shape {m}; expected {(shape[0], *size)} as the images, so save one mask of the same size for each")
+    if size[0] * size[1] > MAX_PIXELS: raise UserError(f"{path}: images of {size[0]} × {size[1]} px; expected at most {MAX_PIXELS:,} pixels each, so cut them into tiles")
+    if not labelled: return shape[0], size, channels
+    m, kind = headers["masks"]
+    if m not in ((shape[0], *size), (shape[0], 1, *size), (shape[0], *size, 1)): raise UserError(f"{path}: masks of shape {m}; expected {(shape[0], *size)} as the images, so save one mask of the same size for each")
+    if kind.kind not in "buif": raise UserError(f"{path}: masks of type {kind}; expected numbers, so save class ids, -1 or 255 to ignore")
     return shape[0], size, channels
 
 def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int]:
@@ -92,10 +108,16 @@ def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int]:
     if shape[3] > 4 and shape[1] in (1, 3): return shape[2:], shape[1]
     return (shape[1:3], 3 if shape[3] > 2 else 1) if shape[3] <= 4 else (None, 1)
 
+def _seen(cache: Cache, path: Path, n: int, size: tuple[int, int], at_once: int = 2**26) -> set: # pixels at once
+    "The values in a file's masks."
+    some = max(1, at_once // (size[0] * size[1]))
+    return {v for k in range(0, n, some) for v in np.unique(_some(cache, path, "masks", slice(k, k + some))).tolist()}
+
 def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> tuple[str, int, str]:
     "Convention, number of classes, note: from the values of all masks, which are decompressed once for it."
-    seen = {v for f in shapes for v in np.unique(np.asarray(load_array(cache, f, "masks"))).tolist()}
+    seen = {v for f, (n, size, _) in shapes.items() for v in _seen(cache, f, n, size)}
     ids = {255 if v == -1 else v for v in seen}
+    if multiclass and (odd := [v for v in ids if not (0 <= v <= 255 and v == int(v))]): raise UserError(f"{next(iter(shapes))}: masks hold the value {odd[0]:g}; expected class ids 0 to 254, -1 or 255 to ignore, so save the masks so")
     if multiclass: return "classes", max([2, *(int(v) + 1 for v in ids if v != 255)]), "masks: values read as class ids, -1 and 255 = ignore"
     name = mask_values if mask_values != "auto" else "0/1/255" if -1 in seen and ids <= {0, 1, 255} else decide_convention(ids)
     if not name:
@@ -104,8 +126,8 @@ def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> t
     pick(CONVENTIONS, name, "mask convention")
     return name, 2, f"masks: read as {name}" + (", -1 = ignore" if -1 in seen else "")
 
-def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return np.array(load_array(cache, path, "images")[k])
+def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return _some(cache, path, "images", k)
 
 def _mask(cache: Cache, path: Path, k: int, shape: tuple[int, int], convention: str, n_classes: int) -> np.ndarray:
-    raw = load_array(cache, path, "masks")[k].reshape(shape)
+    raw = _some(cache, path, "masks", k).reshape(shape)
     return apply_convention(np.where(raw == -1, np.float32(255), raw) if raw.dtype.kind in "if" else raw, convention, f"{path}, mask {k}", n_classes)

@@ -84,6 +84,7 @@ def working_shape(
 ) -> tuple[int, int]: # (H, W) px
     "Size after preparation, the aspect ratio kept (to a pixel); raises `UserError` where the pixel size is unknown, or an image would have to grow."
     if preparation.pixel and not pixel == pixel: raise UserError(f"{name}: its file gives no pixel size; expected one for a working pixel of {preparation.pixel:g} Å, so pass pixel= in Å, or longest= instead")
+    if pixel <= 0: raise UserError(f"{name}: a pixel of {pixel:g} Å; expected a number over 0, so pass pixel= in Å")
     factor = pixel / preparation.pixel if preparation.pixel else (preparation.longest or max(shape)) / max(shape)
     if factor > 1: raise UserError(f"{name}: {shape[0]} × {shape[1]} px{f' of {pixel:g} Å' if pixel == pixel else ''} would be enlarged {factor:.2g} times; expected an image that becomes smaller, so choose a working pixel of at least the image's, or a smaller longest side")
     return tuple(max(1, round(s * factor)) for s in shape)

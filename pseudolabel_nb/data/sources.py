@@ -220,7 +220,8 @@ def csv_groups(
     try:
         with open(path, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
     except UnicodeDecodeError: raise UserError(f"{path}: is not UTF-8; expected text in UTF-8, so save it so (in a spreadsheet: CSV UTF-8)") from None
-    if not rows or not {"image", "group"} <= set(rows[0]): raise UserError(f"{path}: columns {', '.join(rows[0]) if rows else 'none'}; expected image and group, so name them so in the first line")
+    except csv.Error as e: raise UserError(f"{path}: is no table ({e}); expected values between commas, so look for a quote that is never closed") from None
+    if not rows or not {"image", "group"} <= set(rows[0]): raise UserError(f"{path}: columns {', '.join(map(str, rows[0])) if rows else 'none'}; expected image and group, so name them so in the first line")
     table = {r["image"]: r["group"] for r in rows}
     found = [table.get(id) or table.get(Path(id).name) for id in ids]
     if lost := [id for id, g in zip(ids, found) if not g]: raise UserError(f"{path}: no group for image {first_of(lost)}; expected a line for each image, so add it")

@@ -6,7 +6,7 @@
 __all__ = ['CODECS', 'zarr_arrays', 'zarr_headers']
 
 # %% ../../nbs/data/04a_zarr.ipynb #3cdbec93
-import json
+import json, os
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +44,18 @@ def _codecs(described, inside: bool = False) -> set[str]:
     return here.union(*(_codecs(v, k in ("codecs", "filters", "compressor", "index_codecs") or inside and k == "configuration" and isinstance(v, list)) for k, v in described.items()))
 
 # %% ../../nbs/data/04a_zarr.ipynb #84ba62bf
+def _check_links(path: Path) -> None:
+    "`UserError` for a folder or chunk that is a link out of the store."
+    for at, below, files in os.walk(path):
+        for name in [*below, *files]:
+            if (link := Path(at, name)).is_symlink() and not link.resolve().is_relative_to(path.resolve()): raise UserError(f"{link}: leads out of {path}; only what lies in the store is read, so copy it there")
+
 def zarr_headers(
     path: Path,
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]: # name -> (shape, dtype)
     "Shapes and types of the arrays of a store; raises `UserError` for objects."
     found = {n: (a.shape, np.dtype(a.dtype)) for n, a in zarr_arrays(path).items()}
+    _check_links(path)
     for name, (_, dtype) in found.items():
         if dtype.hasobject: raise UserError(f"{path}: {name} is an array of Python objects; expected numbers, so save images of one size as a numeric array")
     return found

@@ -53,6 +53,7 @@ def run_preparation(
 
 # %% ../../nbs/experiments/06_picking.ipynb #4b31cdaa
 ALL_FORMATS = (*FORMATS, "coco", "mask", "mrc")
+_PREPARED = ".pseudolabel_prepared" # in the folder that is written, until all is done
 
 @dataclass(frozen=True)
 class Picking:
@@ -100,7 +101,7 @@ def pick_images(
         if diameter is None: picking = replace(picking, diameter=_known_diameter(out, images, predict, picking))
         _pick_rest(out, images, predict, picking)
         found = _write_joined(out, images, picking)
-    shutil.rmtree(out / "prepared", ignore_errors=True)
+    shutil.rmtree(out / _PREPARED, ignore_errors=True)
     return found
 
 def _check_images(images: ImageSet, diameter: float | None) -> None:
@@ -121,7 +122,7 @@ def _begin(out: Path, picking: Picking) -> None:
 
 def _ready(images: ImageSet, picking: Picking, out: Path) -> ImageSet:
     "The images as the network wants them."
-    return images if picking.preparation is None else prepare(images, picking.preparation, out / "prepared", picking.pixel)
+    return images if picking.preparation is None else prepare(images, picking.preparation, out / _PREPARED, picking.pixel)
 
 def _predict(network: nn.Module, images: ImageSet, picking: Picking, device: str, batch_size: int) -> Iterator[np.ndarray]:
     "Foreground probabilities (H, W) of each image, in order; one by one, so that rounding does not depend on which image is the first."
@@ -146,7 +147,7 @@ def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking)
     for item in progress(rest.items, total=len(images), initial=len(images) - len(rest), desc="picking"):
         try: [probs] = predict(rest.subset([item.id]))
         except UserError:
-            broken.append(_complaint(item))
+            broken.append(_complaint(rest.subset([item.id])))
             if not broken[-1]: raise
         else: append_jsonl(out / "done.jsonl", _pick_one(out, item, probs, picking))
     if broken: raise UserError(f"{len(broken)} of {len(images):,} images cannot be read, all others are done: {broken[0]} (then, or without {'it' if len(broken) == 1 else 'them'}, the same command writes the files that hold all images)")
@@ -161,9 +162,9 @@ def _changed(item, line: dict) -> bool:
     now, then = _stamp(item), line.get("file")
     return now is not None and then is not None and now != then
 
-def _complaint(item) -> str:
-    "Why the image cannot be read; empty if it can."
-    try: item.read_image()
+def _complaint(images: ImageSet) -> str:
+    "Why the one image cannot be read; empty if it can."
+    try: images.image(0)
     except UserError as e: return str(e)
     return ""
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 from ..core import UserError, progress, read_json, stop_if_asked, to_dict, write_text
 from ..data.images import Data
 from .clusters import ask_worker, foreign_modules
-from .jobs import Common, Failure, Job, begin_job, shelf, work, write_failure
+from .jobs import SHELVES, Common, Failure, Job, begin_job, shelf, work, write_failure
 from .results import read_results, run_folder, write_tables
 from ..models.distributed import own_folder, processes
 from ..runs.run import Run, locked
@@ -207,7 +207,7 @@ def sweep(
     with own_folder(Path(out).absolute() if executor else out) as folder, locked(folder), _signed(folder, common, bool(executor)) as common:
         course = _Course(common, folder, _jobs(folder, methods, ratios, seeds, settings, learning_rates), replace(settings, learning_rate=learning_rates[0]), executor, say)
         course.go()
-        rmtree(folder / "shared", ignore_errors=True)
+        rmtree(folder / SHELVES, ignore_errors=True)
     first = next(iter(course.failed.values()), None)
     if first and first.mendable and not course.text: raise UserError(first.error)
     return Sweep(folder, course.text, {name: failure.error for name, failure in sorted(course.failed.items())})

@@ -20,7 +20,7 @@ from ..data.images import Data, ImageSet, Item
 from ..data.splits import divide_by_group, labelled_ids
 from ..measures.prior import Prior, estimate_prior
 from ..models.distributed import joint_device, processes
-from ..runs.run import Run, begin_run
+from ..runs.run import Run, begin_run, trained
 from ..strategies.parts import Recipe
 from ..strategies.recipes import recipe as named_recipe
 from . import pu_losses # noqa: F401 registers its losses
@@ -100,7 +100,7 @@ def _check(recipe: Recipe, settings: Settings, n_classes: int) -> None:
 
 def _as_begun(out: Path, config: dict) -> dict:
     "`config`, without its fingerprint where training began before fingerprints were written."
-    before = read_json(out / "config.json") if (out / "config.json").exists() and (out / "checkpoints").exists() else config
+    before = read_json(out / "config.json") if (out / "config.json").exists() and trained(out) else config
     return {k: v for k, v in config.items() if k != "fingerprint" or k in before}
 
 def begin(
