@@ -23,7 +23,7 @@ from pseudolabel_nb.strategies.limited import Limited
 from pseudolabel_nb.strategies.low_threshold import LowThreshold
 from pseudolabel_nb.strategies.parts import Context, apply, kept_pixels
 from pseudolabel_nb.strategies.pseudo_images import PseudoImages
-from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
+from pseudolabel_nb.strategies.threshold import ClassThresholds, EveryPixel, Threshold
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -268,7 +268,7 @@ def test_diagnosis_prints_once(capsys):
 
 few = settings(quick, max_examples=8)
 each = pytest.mark.parametrize
-selectors = [Threshold(), Threshold(0.5), ClassThresholds(), LowThreshold(), LowThreshold(0.4), Limited(), ClassBalanced(),
+selectors = [Threshold(), Threshold(0.5), EveryPixel(), ClassThresholds(), LowThreshold(), LowThreshold(0.4), Limited(), ClassBalanced(),
              ClassQuantiles(), ClassQuantiles(0.5, aligned=False), ClassQuantiles(0.4, ratio=1.5)]
 side = 12
 

@@ -1,5 +1,6 @@
 """Every registered recipe, through the one loop: does it learn from unlabelled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
 import json
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -12,10 +13,12 @@ import pseudolabel_nb as pnb
 from pseudolabel_nb.core import UserError, from_dict, random_stream, read_jsonl, to_dict
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.data.loading import Batch
+from pseudolabel_nb.inference.predictions import predict, store
 from pseudolabel_nb.models.checkpoints import load_tensors
 from pseudolabel_nb.models.networks import build_network
 from pseudolabel_nb.runs.branch import branched_recipe
-from pseudolabel_nb.strategies.parts import Moving, Recipe, Rule, Student, Teacher
+from pseudolabel_nb.strategies.parts import Context, Moving, Recipe, Rule, Student, Teacher, apply
+from pseudolabel_nb.strategies.pseudo_images import PseudoImages
 from pseudolabel_nb.strategies.recipes import recipes
 from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
@@ -41,6 +44,12 @@ def discs(n: int, seed: int, classes: int = 2, size: int = 24):
 @cache
 def data() -> pnb.Data:
     return pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
+
+
+def store_of(images):
+    "A teacher that is right."
+    folder = tempfile.mkdtemp()
+    return store(((id, images.mask(k)[None].astype("float32")) for k, id in enumerate(images.ids)), folder)
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +156,15 @@ def test_parts_can_be_joined(name, tmp_path):
     assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
 
 
+@pytest.mark.parametrize("kill", [18, 20, 21, 23]) # labels are made anew after 17 and 22 steps, states are saved after 16, 17, 20, 22
+def test_labels_made_anew_keep_the_decision_of_their_step(kill, tmp_path):
+    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    whole = pnb.run(data(), VARIANTS["reliable"], tmp_path / "whole", **options)
+    with killed_after(kill): pnb.run(data(), VARIANTS["reliable"], tmp_path / "cut", **options)
+    again = pnb.run(data(), VARIANTS["reliable"], tmp_path / "cut", **options)
+    assert facts(again) == facts(whole) and again.records()[-1].thresholds == whole.records()[-1].thresholds
+
+
 @pytest.mark.parametrize(("kills", "restored"), [((), 6), ((3,), 6 + 1), ((6,), 6), ((9,), 6), ((2, 3, 2, 4), 6)]) # of 24 steps the first 6 restore patches, 6 more learn from labels; saved are 2, 4, 5, 6
 def test_pretraining_that_is_interrupted_ends_alike_and_is_not_done_twice(kills, restored, tmp_path, monkeypatch):
     options, counted, honest = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], Restorer.loss
@@ -159,6 +177,65 @@ def test_pretraining_that_is_interrupted_ends_alike_and_is_not_done_twice(kills,
         with killed_after(kill): pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)
     assert facts(pnb.run(data(), VARIANTS["pretrained"], tmp_path / "cut", **options)) == facts(whole)
     assert len(counted) == restored
+
+
+def test_a_first_teacher_whose_record_could_not_be_written_is_not_trained_again(tmp_path, monkeypatch):
+    options, learnt, learn, add = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], loop.Trainer.learn, pnb.Run.add_record
+    monkeypatch.setattr(loop.Trainer, "learn", lambda self, batch: (learnt.append(self.step), learn(self, batch))[1])
+    with monkeypatch.context() as full, pytest.raises(OSError):
+        full.setattr(pnb.Run, "add_record", lambda self, record: (_ for _ in ()).throw(OSError("disk full")))
+        pnb.run(data(), VARIANTS["pretrained"], tmp_path, **options)
+    assert len(learnt) == 12 and add is pnb.Run.add_record
+    ended = pnb.run(data(), VARIANTS["pretrained"], tmp_path, **options)
+    assert len(learnt) == SETTINGS.steps and not [*ended.folder.glob("checkpoints/pretrained*")]
+
+
+SLIPS = [(lambda: Recipe("mine"), "no selector and 3 rounds; expected rounds=0"), (lambda: pnb.recipe("supervised", rounds=1), "no selector and 1 rounds"), (lambda: pnb.recipe("naive", selector=None), "no selector"),
+         (lambda: pnb.recipe("supervised", student__background="unlabelled"), "needs a first teacher that learns without labelled background"), (lambda: pnb.recipe("supervised", prior=4), "prior is 4"),
+         (lambda: pnb.recipe("pu", teacher__members=3), "expected 1 with reliable_negatives"), (lambda: pnb.Settings(foreground_share=1.5), "foreground_share is 1.5")]
+@pytest.mark.parametrize("call, said", SLIPS)
+def test_what_could_not_be_followed_is_refused(call, said):
+    with pytest.raises(UserError, match=said): call()
+
+
+@pytest.mark.parametrize("name, changes, said", [("supervised", dict(loss="nnpu"), "learns from labelled and unlabelled windows together"), ("fixmatch", dict(foreground_share=1.0), "no window shows the classes as they occur")])
+def test_settings_that_a_recipe_cannot_learn_with_are_refused(name, changes, said, tmp_path):
+    with pytest.raises(UserError, match=said): pnb.run(data(), name, tmp_path, settings=replace(SETTINGS, **changes), device="cpu")
+
+
+def test_labels_without_background_are_refused(tmp_path):
+    few = discs(12, 0)
+    marked = pnb.Data("marked", from_arrays([few.image(k)[0] for k in range(12)], [np.where(few.mask(k), few.mask(k), 255) for k in range(12)]), discs(6, 1), discs(6, 2))
+    with pytest.raises(UserError, match="no background pixel in the 4"): pnb.run(marked, "supervised", tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["best", "mean_teacher", "cps"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_what_says_every_pixel_keeps_every_pixel(name, classes, tmp_path):
+    probs = torch.from_numpy(random_stream(0).dirichlet([1] * classes, (16, 16)).astype("float32")).permute(2, 0, 1)
+    rule = recipes[name].selector.fit([store([("a", probs[1:].numpy())], tmp_path, classes)], Context())
+    said = apply(rule, probs)
+    assert said.ignored == 0 and torch.equal(said.target[0].long(), probs.argmax(0))
+
+
+def test_a_loss_that_takes_the_prior_for_the_share_of_foreground_gets_windows_of_that_share():
+    pseudo = PseudoImages(data().train, store_of(data().train), Rule((0.5, 0.5), images=data().train.ids))
+    fair = lambda student: torch.cat([b.fair[b.is_pseudo] for b in map(loop.drawing(Phase(1, 8, data().train, data().val, pseudo, student), SETTINGS, pseudo), range(8))])
+    said, others = fair(Student(sampling="paired", loss="nnpu")), fair(Student(sampling="paired"))
+    assert len(said) == 16 and said.all() and not others.all()
+
+
+@pytest.mark.parametrize("student", [Student(sampling="paired", networks=2, loss="nnpu", background="unlabelled"), Student(sampling="paired", networks=2)])
+def test_peers_in_one_pass_learn_what_they_learn_in_two(student, monkeypatch):
+    students = torch.nn.ModuleList([build_network("unet", 1, 2, seed=k, **SMALL) for k in range(2)]).eval()
+    images, masks = torch.from_numpy(random_stream(0).normal(size=(4, 1, 16, 16)).astype("float32")), torch.full((4, 16, 16), 255)
+    masks[:2, :4] = 1
+    batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), torch.ones(4).bool(), images[2:], images[:0])
+    lesson = Lesson(student, "ce_dice", 1.0, Rule((0.5, 0.5)))
+    once, _ = step_loss(students, students[0], batch, lesson, random_stream(0))
+    monkeypatch.setattr(step, "_unchanged", lambda student: False)
+    twice, _ = step_loss(students, students[0], batch, lesson, random_stream(0))
+    assert once.item() == pytest.approx(twice.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("changes", [dict(teacher__pretraining=0.9), dict()])
@@ -278,3 +355,19 @@ def test_positive_unlabelled_losses_refuse_more_than_two_classes_before_training
 def test_a_stored_teacher_has_no_probabilities_for_a_soft_loss(tmp_path):
     recipe = Recipe("soft", Threshold(0.5), student=Student(sampling="paired", loss="consistency"), rounds=1)
     with pytest.raises(UserError, match="refresh=step"): pnb.run(data(), recipe, tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+
+
+def test_another_network_is_asked_anew(tmp_path):
+    networks, images = [build_network("unet", 1, 2, seed=k, **SMALL) for k in range(2)], data().train
+    first = [predict(n, images, tmp_path / str(k)).quantised(0).copy() for k, n in enumerate(networks)]
+    assert not np.array_equal(*first)
+    for network, said in ((networks[0], first[0]), (networks[1], first[1]), (networks[0], first[0])): assert np.array_equal(predict(network, images, tmp_path / "one").quantised(0), said)
+    stamp = (tmp_path / "one/probs.u16").stat().st_mtime_ns
+    predict(networks[0], images, tmp_path / "one")
+    assert (tmp_path / "one/probs.u16").stat().st_mtime_ns == stamp
+    assert not np.array_equal(predict(networks[0], images, tmp_path / "one", flips=True).quantised(0), first[0])
+
+
+def test_a_network_of_more_classes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="tells 3 classes apart, and n_classes is 2"): predict(build_network("unet", 1, 3, **SMALL), data().train, tmp_path / "a")
+    with pytest.raises(UserError, match="tells 3 classes apart"): store([("a", np.zeros((2, 4, 4)))], tmp_path / "b")

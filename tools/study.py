@@ -45,7 +45,7 @@ class Arm:
 
 
 TURNS = {"student.turns": "quarter"} # of the unlabelled windows
-EVERY_PIXEL = {"selector.foreground": 0.5, "selector.background": 0.5}
+EVERY_PIXEL = {"selector": {"kind": "EveryPixel"}}
 SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
 CUTMIX = {"student.mixing": "cutmix"}
 BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing": "both"} # pseudo-labelled foreground comes back into labelled windows
@@ -108,7 +108,7 @@ ARMS = {
     "short best, no mixing": short(changes={"student.mixing": "none"}),
     "short best, pasted both ways": short(changes=BOTH_WAYS),
     "short best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
-    "short best, thresholds 0.60 and 0.80": short(changes={"selector.foreground": 0.60, "selector.background": 0.80}),
+    "short best, thresholds 0.60 and 0.80": short(changes={"selector": {"kind": "ClassThresholds", "foreground": 0.60, "background": 0.80}}),
     "short best, fresh student": short(changes={"student.start": "restart"}),
     "short best, labels anew every 200 steps": short(changes=ANEW),
     "short best, labels anew every 200 steps, balanced": short(changes=ANEW | BALANCED),
@@ -125,7 +125,7 @@ ARMS = {
     "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),
     "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
     "short both ways, weak views": short(changes=BOTH_WAYS | {"student.views": "weak"}),
-    "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector.foreground": 0.95, "selector.background": 1 - 0.95}),
+    "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector": {"kind": "ClassThresholds", "foreground": 0.95, "background": 1 - 0.95}}),
     "short both ways, ramp-up over 30 %": short(changes=BOTH_WAYS | {"student.ramp_up": 0.3}),
     "short both ways, half the weight": short(changes=BOTH_WAYS | {"student.weight": 0.5}),
     "short both ways, no Dice on pseudo-labels": short(changes=BOTH_WAYS | {"student.loss": "cross_entropy"}),

@@ -7,10 +7,11 @@ __all__ = ['levels', 'bins', 'with_background', 'confidence_histogram', 'image_s
            'predict', 'store', 'thin']
 
 # %% ../../nbs/inference/01_predictions.ipynb #ce80d468
-import json, shutil, zlib
+import hashlib, json, shutil, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -152,11 +153,12 @@ def _begin(folder: Path, n_classes: int, teacher: str, ids: tuple[str, ...]) -> 
     return 0
 
 @contextmanager
-def _appending(folder: Path) -> Iterator[Callable[[tuple[str, ...], list[np.ndarray]], None]]:
+def _appending(folder: Path, n_classes: int) -> Iterator[Callable[[tuple[str, ...], list[np.ndarray]], None]]:
     "A function that adds some images to a store: their bytes first, then the lines that say they are there."
     with open(folder / "probs.u16", "ab") as numbers, open(folder / "histograms.i32", "ab") as counts, open(folder / "index.jsonl", "a") as index:
         def append(ids: tuple[str, ...], planes: list[np.ndarray]) -> None:
-            "Write some images: their bytes first, then the lines that say they are there."
+            "Write some images; `UserError` where they are of another number of classes."
+            if odd := [len(q) + 1 for q in planes if len(q) != n_classes - 1]: raise UserError(f"{folder}: the network tells {odd[0]} classes apart, and n_classes is {n_classes}; expected as many, so pass n_classes={odd[0]}")
             for q in planes: numbers.write(np.ascontiguousarray(q).data)
             counts.write(np.stack([confidence_histogram(q) for q in planes]).data)
             numbers.flush(), counts.flush()
@@ -177,7 +179,7 @@ def write_predictions(
     if (folder / "meta.json").exists() and read_json(folder / "meta.json") == meta: return Predictions(folder)
     (folder / "meta.json").unlink(missing_ok=True)
     done = _begin(folder, n_classes, teacher, ids)
-    with _appending(folder) as append, progress(total=len(ids), initial=done, desc=desc) as bar:
+    with _appending(folder, n_classes) as append, progress(total=len(ids), initial=done, desc=desc) as bar:
         for batch in planes(done):
             append(ids[done:done + len(batch)], batch)
             bar.update(len(batch))
@@ -185,16 +187,25 @@ def write_predictions(
     write_json(folder / "meta.json", meta)
     return Predictions(folder)
 
+def _named(network: nn.Module, options: dict) -> str:
+    "What tells the answers of one network from those of another. One without weights is never taken for the same again."
+    weights = network.state_dict()
+    if not weights: return uuid4().hex
+    digest = hashlib.blake2b(digest_size=16)
+    for name, t in weights.items(): digest.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{type(network).__name__} {digest.hexdigest()}, " + ", ".join(f"{k}={options[k]}" for k in ("flips", "tile") if k in options)
+
 def predict(
     network: nn.Module, # the teacher
     images, # `ImageSet`, or anything with `len`, `ids`, `shape(i)` and `image(i)`
     out: str | Path, # the folder to write
     n_classes: int = 2,
-    teacher: str = "", # names the weights: a complete or begun store of the same teacher is used, another is written anew
+    teacher: str | None = None, # names the weights: a complete or begun store of the same teacher is used, another is written anew; None: a checksum of them, and how they are asked
     desc: str = "predicting",
     **options, # to `stream_predictions`: batch_size, device, tile, flips
 ) -> Predictions:
-    "Predict all images into a store, or go on with an interrupted one."
+    "Predict all images into a store, or go on with an interrupted one. Raises `UserError` where the network tells another number of classes apart."
+    if teacher is None: teacher = _named(network, options)
     planes = lambda start: ([quantise(p) for p in probs.cpu()] for _, probs in stream_predictions(network, images, start=start, **options))
     return write_predictions(out, tuple(images.ids), planes, n_classes, teacher, desc)
 
@@ -203,7 +214,7 @@ def _write_anew(folder: Path, planes: Iterable[tuple[str, np.ndarray]], n_classe
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     ids = []
-    with _appending(folder) as append:
+    with _appending(folder, n_classes) as append:
         for id, q in planes:
             append((id,), [q])
             ids.append(id)

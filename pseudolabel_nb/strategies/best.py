@@ -9,8 +9,8 @@ __all__ = ['best']
 from dataclasses import replace
 
 from .copy_paste import copy_paste
-from .threshold import ClassThresholds
+from .threshold import EveryPixel
 
 # %% ../../nbs/strategies/18_best.ipynb #b516c2b6
-best = replace(copy_paste, name="best", selector=ClassThresholds(0.50, 0.50), student=replace(copy_paste.student, mixing="paste", views="strong", turns="quarter"),
+best = replace(copy_paste, name="best", selector=EveryPixel(), student=replace(copy_paste.student, mixing="paste", views="strong", turns="quarter"),
     about="labelled foreground pasted into unlabelled windows in strong views, every pixel labelled by its more probable class: what came out best where labels are far too few")

@@ -247,8 +247,8 @@ class Recipe:
     about: str = "" # one line
 
     def __post_init__(self):
-        if self.selector is None: return
-        if self.rounds < 1: raise UserError(f"recipe {self.name!r} has {self.rounds} rounds; expected at least 1, or selector=None for supervised training")
+        if self.selector is None and self.rounds != 0: raise UserError(f"recipe {self.name!r} has no selector and {self.rounds} rounds; expected rounds=0 for supervised training, or a selector that says what is trusted")
+        if self.selector is not None and self.rounds < 1: raise UserError(f"recipe {self.name!r} has {self.rounds} rounds; expected at least 1, or selector=None for supervised training")
         if self.prior is not None and not 0 < self.prior < 1: raise UserError(f"prior is {self.prior}; expected a ratio between 0 and 1, such as 0.04 for 4 % foreground")
         for wrong, reason in self._misfits():
             if wrong: raise UserError(f"recipe {self.name!r}: {reason}")
@@ -269,6 +269,7 @@ class Recipe:
             (who == "peer" and self.teacher.members != 2, f"teacher.members is {self.teacher.members}; expected 2 with 'peer', so that the two networks begin with other weights"),
             (who == "average" and self.teacher.members > 1, f"teacher.members is {self.teacher.members}; expected 1, since a moving average is one network"),
             (self.teacher.combine == "reliable_negatives" and not self.teacher.loss, "teacher.combine=reliable_negatives needs a first teacher that was trained for it; set teacher.loss=nnpu or ge_binomial"),
+            (self.teacher.combine == "reliable_negatives" and self.teacher.members > 1, f"teacher.members is {self.teacher.members}; expected 1 with reliable_negatives, which asks the first teacher and the last student"),
             (student.background == "unlabelled" and not self.teacher.loss, "student.background=unlabelled needs a first teacher that learns without labelled background; set teacher.loss=nnpu or ge_binomial"),
             (student.background == "unlabelled" and self.prior is None, "student.background=unlabelled hides how much foreground there is; give the prior, such as prior=0.04 (`best_bin_prior` estimates it)"),
         ]

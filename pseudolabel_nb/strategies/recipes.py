@@ -28,7 +28,7 @@ from .mean_teacher import mean_teacher
 from .parts import Constant, Recipe, Selector
 from .pu import pu
 from .reliable import ReliableImages # noqa: F401 known by its name
-from .threshold import Threshold, naive
+from .threshold import EveryPixel, Threshold, naive # noqa: F401 EveryPixel is known by its name
 from .unimatch import unimatch
 from .weighted import weighted
 

@@ -22,6 +22,7 @@ from ..models.networks import Ema, build_network
 from ..strategies.parts import Student, Teacher
 from ..strategies.pseudo_images import UnlabelledImages
 from .augmentation import augmentation
+from .losses import whole_batch_losses
 from .settings import Settings
 from .step import Lesson, step_loss, weight_at
 from .validation import validate
@@ -39,7 +40,7 @@ class Phase:
     teacher: Teacher = Teacher()
     live: bool = False # does the teacher label the pseudo-labelled windows at every step?
     starts: tuple[Path, ...] = () # weights to begin with, of each network; (): fresh ones
-    pretrained: Path | None = None # weights that a fresh network takes over, all but its last layer
+    pretrained: Path | None = None # weights that a fresh network takes over, as far as their shapes are its own: all but its last layer
     seed: int = 0
     member: int = 0 # of an ensemble; changes the initial weights and the order
     snapshots: int = 0 # how many of the last evaluated averages are kept
@@ -81,7 +82,8 @@ def drawing(
     pseudo, # `PseudoImages` or `UnlabelledImages`, or None
 ) -> Callable[[int], Batch]:
     "The function that gives the batch of a step."
-    aim = 0.0 if isinstance(pseudo, UnlabelledImages) else settings.foreground_share
+    fair = isinstance(pseudo, UnlabelledImages) or phase.student.loss in whole_batch_losses # such a loss takes the prior for the share of foreground in these windows
+    aim = 0.0 if fair else settings.foreground_share
     labelled = Windows(phase.labelled, settings.crop, settings.foreground_share, settings.turns)
     others = Windows(pseudo, settings.crop, aim, phase.student.turns or settings.turns) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
     weak, strong, seed = augmentation(settings.augment), augmentation("strong"), member_seed(phase.seed, phase.member)

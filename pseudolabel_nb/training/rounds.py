@@ -39,7 +39,7 @@ def phase_steps(
 ) -> list[int]: # of each phase; they sum to `steps`
     "The teacher's share, whatever follows, and the rest in equal parts (a remainder to the first of them); `UserError` where a part would be empty."
     if not rounds: return [steps]
-    rest = int(steps * (1 - teacher_share))
+    rest = steps - round(steps * teacher_share)
     if not rounds <= rest < steps: raise UserError(f"{steps} steps cannot be shared by a teacher and {rounds} rounds; expected some for each, so raise --steps")
     return [steps - rest] + [rest // rounds + (k < rest % rounds) for k in range(rounds)]
 
@@ -66,7 +66,6 @@ def _first_teacher(task: Task, steps: int) -> tuple[dict, str, tuple[str, ...]]:
     facts = [train(replace(phase, member=k), task.settings, task.run.folder, task.device) for k in range(seeds)]
     names = tuple(checkpoint_name(0, k) for k in range(seeds))
     best = max(range(seeds), key=lambda k: facts[k]["f1"])
-    pretrained_path(task.run.folder).unlink(missing_ok=True)
     return facts[best], names[best], names if seeds > 1 else _snapshots(task, 0)
 
 def _snapshots(task: Task, number: int) -> tuple[str, ...]:
@@ -159,6 +158,7 @@ def rounds(
         for number in range(len(run.records()), len(steps)):
             record = _student_round(task, number, steps[number]) if number else _teacher_round(task, steps[0])
             run.add_record(record)
+            pretrained_path(run.folder).unlink(missing_ok=True) # not before the record: without it the first teacher would be trained again
             yield record
 
 # %% ../../nbs/training/10_rounds.ipynb #4d01aed5

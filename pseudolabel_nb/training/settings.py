@@ -42,6 +42,7 @@ class Settings:
         if self.crop % 16: raise UserError(f"crop is {self.crop} px; expected a multiple of 16, such as {max(16, round(self.crop / 16) * 16)}, since the network halves it")
         if not 0 < self.teacher_share < 1: raise UserError(f"teacher_share is {self.teacher_share}; expected a share between 0 and 1, such as 0.5")
         if self.tile % 16 or self.tile < 64: raise UserError(f"tile is {self.tile} px; expected a multiple of 16 of at least 64, such as {max(64, round(self.tile / 16) * 16)}, since the network halves it and looks around each pixel")
+        if not 0 <= self.foreground_share <= 1: raise UserError(f"foreground_share is {self.foreground_share}; expected a share from 0 to 1, such as 0.5")
         if not 0 <= self.gate <= 1: raise UserError(f"gate is {self.gate}; expected a probability from 0 (accept every student) to 1, such as 0.75")
         if self.decision not in ("best", "steady"): raise UserError(f"decision is {self.decision!r}; expected best or steady")
         if self.turns not in ("quarter", "any"): raise UserError(f"turns is {self.turns!r}; expected quarter or any")

@@ -176,5 +176,5 @@ def _peers(students: nn.ModuleList, labelled: Part, pseudo: Part, lesson: Lesson
     "Two networks label for each other what both see in the same pass (Chen 2021)."
     logits = [_forward(network, [labelled, pseudo]) for network in students]
     told = [relabelled(pseudo, two_logits(logits[1 - k][1].detach()).softmax(1), lesson.rule, fair) for k in (0, 1)]
-    losses_of = [lesson.weight * pseudo_loss(logits[k], labelled, [told[k][0]], lesson) + _supervised(logits[k][0], labelled, lesson) for k in (0, 1)]
-    return sum(losses_of), told[0][1]
+    said = sum(lesson.weight * pseudo_loss(logits[k], labelled, [told[k][0]], lesson) for k in (0, 1))
+    return said + (sum(_supervised(z[0], labelled, lesson) for z in logits) if _learns_from_labels(lesson) else 0), told[0][1]

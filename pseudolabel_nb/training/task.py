@@ -93,6 +93,8 @@ def _check(recipe: Recipe, settings: Settings, n_classes: int) -> None:
     "`UserError` for what a recipe cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
     pick(mixings, recipe.student.mixing, "student.mixing")
     for what, name in (("loss", settings.loss), ("student.loss", recipe.student.loss or settings.loss), ("teacher.loss", recipe.teacher.loss or settings.loss)): pick(losses, name, what)
+    if settings.loss in whole_batch_losses: raise UserError(f"loss is {settings.loss!r}, which learns from labelled and unlabelled windows together; expected a loss of labelled ones, such as ce_dice, so set teacher.loss or student.loss instead")
+    if recipe.live and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
     if recipe.teacher.source == "snapshots" and recipe.teacher.members > settings.evaluations:
         raise UserError(f"teacher.members is {recipe.teacher.members} and evaluations {settings.evaluations}; expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
     if n_classes > 2 and (named := {recipe.teacher.loss, recipe.student.loss} & whole_batch_losses):
@@ -159,9 +161,10 @@ def open_task(
     if others := changed_splits(config.get("fingerprint"), data, split["labelled"]): raise UserError(f"{run.folder}: was begun on other images or masks ({', '.join(others)}); expected the same to go on, so open the data it was begun with, or begin a new run")
     recipe, seed = from_dict(Recipe, config["recipe"]), config["seed"]
     labelled, partly = data.train.subset(split["labelled"]), recipe.student.background == "unlabelled"
-    unlabelled = unlabelled_images(data, [] if partly else split["labelled"])
+    unlabelled, prior = unlabelled_images(data, [] if partly else split["labelled"]), known_prior(labelled, recipe.prior, seed)
+    if not partly and not prior.pixels[0]: raise UserError(f"labelled masks: no background pixel in the {len(labelled)}; expected some, or everything would be called foreground, so mark background as 0, or set student.background=unlabelled where only objects are annotated (see pu)")
     return Task(run, recipe, from_dict(Settings, config["settings"]), seed, run.environment["device"], foreground_only(labelled) if partly else labelled,
-                unlabelled, unlabelled_images(data, []), data.val.subset(split["val"]), known_prior(labelled, recipe.prior, seed))
+                unlabelled, unlabelled_images(data, []), data.val.subset(split["val"]), prior)
 
 def known_prior(
     labelled: ImageSet, # with masks

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..core import read_json, write_json
 from ..inference.ensembles import combine
 from ..inference.predictions import Predictions, predict, thin
 from ..models.checkpoints import load_network, load_tensors
@@ -90,10 +91,13 @@ def _thin_earlier(folder: Path, number: int, ids: tuple[str, ...]) -> None:
     begun = (folder / f"{earlier.name}.part" / "meta.json").exists()
     if begun or (earlier / "meta.json").exists() and len(Predictions(earlier)) > watched: thin(earlier, ids[:: math.ceil(len(ids) / watched)])
 
-def _decision(task: Task, network: nn.Module) -> float:
-    "The decision threshold that validation chooses for a network."
-    s = task.settings
-    return validate(network, task.val, decision=s.decision, batch_size=s.batch_size, device=task.device, tile=s.tile).threshold
+def _decision(task: Task, number: int, network: nn.Module, step: int) -> float:
+    "The decision threshold that validation chooses for the network of this step; noted, since a run that goes on has the labels of this step but a network of later."
+    path, s = task.run.folder / "predictions" / "decision.json", task.settings
+    if path.exists() and (noted := read_json(path))["at"] == [number, step]: return noted["threshold"]
+    threshold = validate(network, task.val, decision=s.decision, batch_size=s.batch_size, device=task.device, tile=s.tile).threshold
+    write_json(path, dict(at=[number, step], threshold=threshold))
+    return threshold
 
 def relabel(
     task: Task,
@@ -102,5 +106,6 @@ def relabel(
     step: int, # tells one labelling from the next
 ) -> PseudoImages:
     "Within a round: let the student's average label all unlabelled images anew. What the round's teacher said stays: a run that goes on asks for both."
+    decision = _decision(task, number, network, step)
     predictions = _predict(task, network, task.run.folder / "predictions" / f"round-{number}-anew", f"round {number}, step {step}", f"round {number} labels anew")
-    return trusted(task, number, predictions, _decision(task, network))
+    return trusted(task, number, predictions, decision)
