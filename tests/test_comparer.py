@@ -290,3 +290,28 @@ def test_a_thousand_runs_are_listed_at_once(tmp_path):
     looked = time.perf_counter() - began
     print(f"1,000 runs listed in {listed:.2f} s, looked at again in {looked:.3f} s")
     assert view.state.pages == 100 and listed < 8 and looked < 2 # measured: 0.8 and 0.1 on an idle machine
+
+
+def test_of_several_baseline_runs_the_newest_counts_everywhere(tmp_path):
+    for k, (name, recipe, f1) in enumerate((("old", "supervised", 0.40), ("new", "supervised", 0.58), ("tried", "naive", 0.60))):
+        for p in write_run(tmp_path / name, f1, recipe=recipe).iterdir(): os.utime(p, (1000 * (k + 1),) * 2)
+    made = compare(tmp_path)
+    assert paired(made)["naive"] == pytest.approx([0.02]) and made.gains().set_index("recipe.name").loc["naive", "mean"] == pytest.approx(0.02)
+
+
+def test_why_there_is_no_picture_is_said_as_long_as_there_is_none(tmp_path):
+    from pseudolabel_nb.widgets.comparer import RunComparer
+    for recipe in ("supervised", "naive"): write_run(tmp_path / recipe, recipe=recipe, finished=False)
+    view = RunComparer(tmp_path)
+    view.state.pick_found()
+    view.state.change(view="gain")
+    assert "none of 2 runs has a score" in view.undrawn.value and not view.picture.value
+    for recipe in ("supervised", "naive"): (tmp_path / recipe / "result.json").write_text('{"f1": 0.7, "precision": 0.7, "recall": 0.7, "best_round": 3}')
+    view.state.refresh()
+    assert not view.undrawn.value and view.picture.value[1:4] == b"PNG"
+
+
+def test_what_a_picture_shows_reaches_the_browser(tmp_path):
+    from pseudolabel_nb.widgets.comparer import RunComparer
+    write_run(tmp_path / "a")
+    assert RunComparer(tmp_path).picture.get_state()["tooltip"] == "the figure of the picked runs"

@@ -189,3 +189,14 @@ def test_latency_and_memory(tmp_path):
         grown = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
         assert grown < 10 * 2**20 # 50 MB over 1,000
+
+
+def test_an_image_that_the_rule_does_not_take_is_said_to_be_none(tmp_path):
+    from pseudolabel_nb.widgets.explorer import PseudoLabelExplorer
+    predictions, data, _ = made(tmp_path, n=5)
+    state = ExplorerState(predictions, data, preset="limited")
+    for id in predictions.ids:
+        state.change(image=id)
+        assert ("not among the images that are taken" in Canvas(state, 32).about()) == (id not in state.rule.images)
+    assert 0 < len(state.rule.images) < 5
+    assert "not among" in PseudoLabelExplorer(state).picture.get_state()["tooltip"] or state.settings.image in state.rule.images

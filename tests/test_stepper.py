@@ -478,7 +478,7 @@ def test_a_snapshot_stands_beside_the_live_view(tiny, undisturbed):
     bundle = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "application/vnd.jupyter.widget-view+json" in bundle and bundle["text/html"].count("data:image/jpeg") == 2 and "3 of 3 rounds done" in bundle["text/plain"]
     assert len(bundle["text/html"]) < 150_000
-    assert view.buttons["step"].disabled and not view.buttons["back"].disabled and view.kept.value[1:4] == b"PNG" and "round 2" in view.kept.alt
+    assert view.buttons["step"].disabled and not view.buttons["back"].disabled and view.kept.value[1:4] == b"PNG" and "round 2" in view.kept.get_state()["tooltip"]
     before = view.change.value
     view.image.value = view.image.options[-1]
     assert view.change.value != before and view.state.settings.image == view.image.options[-1]
@@ -512,3 +512,27 @@ def test_origin_is_read_by_everybody(tmp_path, fake):
     for _ in zip(range(2), fake(run)): pass
     new = branch(run, 1, tmp_path / "n", {"schedule.stop": 0.5})
     assert read_json(new.folder / "branch.json")["changes"] == {"schedule.stop": 0.5} and run.origin is None and "0.5" in new.config["recipe"]["about"]
+
+
+def test_an_image_that_a_round_did_not_take_is_kept_nothing_of(tmp_path):
+    from pseudolabel_nb.widgets.stepper import CurriculumStepper
+    run = begun(tmp_path / "r")
+    for number, watched in ((0, None), (1, ("a",)), (2, None)):
+        chosen = dict(thresholds=(0.6, 0.6), kept=(1, 1), n_pseudo=1, ratio_pseudo=0.5, watched=watched) if number else {}
+        write_bytes(run.folder / f"checkpoints/round-{number}.safetensors", b"")
+        run.add_record(RoundRecord(number, STEPS, 0.6, 0.6, 0.6, 0.4, True, f"checkpoints/round-{number}.safetensors", 1.0, 0.04, **chosen))
+        if number: store([(id, np.full((1, 8, 8), 0.7)) for id in "ab"], run.folder / "predictions" / f"round-{number}")
+    watch, records = Watch(run), run.records()
+    assert [(watch.target(records[1], id) == 1).all() for id in "ab"] == [True, False] and (watch.target(records[1], "b") == 255).all()
+    assert (watch.target(records[2], "b") == 1).all() # not written down: as if all were taken
+    view = CurriculumStepper(run)
+    view.state.change(round=1, image="b")
+    assert "not among the images of round 1" in view.kept_text.value and view.kept.get_state()["tooltip"] in view.kept_text.value
+
+
+def test_a_supervised_run_is_asked_for_no_rounds_by_a_form_nobody_touched(tmp_path, fake):
+    from pseudolabel_nb.widgets.stepper import CurriculumStepper
+    view = CurriculumStepper(begun(tmp_path / "r", name="supervised", selector=None, rounds=0), fake)
+    fake.hold.set()
+    view.state.step(wait=True)
+    assert view.inputs["rounds"].value == 0 and view.changes() == {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from pseudolabel_nb.diagnostics.advice import Advice, rank_recipes
 from pseudolabel_nb.diagnostics.expectations import Trial, expectations
 from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
-from pseudolabel_nb.strategies.recipes import recipe
+from pseudolabel_nb.strategies.recipes import recipe, recipes
 
 RESULTS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results"
 KNOWN = {"demo": None, "vnc_mito_2000": ("vnc_mito", 2000), "sweep": ("dsb2018", 300), "story": ("micrographs", 1200)} # folder -> data set and steps; None: the first seed of `micrographs` once more
@@ -71,7 +71,8 @@ def trials_of(cells: list[Cell]) -> tuple[Trial, ...]:
     made = []
     for c in cells:
         by_seeds = defaultdict(dict)
-        for name, gain in c.gains.items(): by_seeds[len(c.runs[name])][name] = round(gain, 4)
+        for name, gain in c.gains.items():
+            if name in recipes: by_seeds[len(c.runs[name])][name] = round(gain, 4) # an arm of the study that is no recipe cannot be advised
         made += [Trial(c.data, c.ratio, c.steps, n, gains) for n, gains in sorted(by_seeds.items())]
     return tuple(made)
 

@@ -27,17 +27,25 @@ class Trial:
     gains: dict[str, float] # recipe -> mean paired gain of test F1, as a share
 
 trials = (
+    Trial("dsb2018", 0.02, 4000, 5, dict(best=0.0225)),
     Trial("dsb2018", 0.05, 300, 3, dict(class_balanced=-0.0044, limited=-0.0031, pu=-0.0049)),
     Trial("dsb2018", 0.05, 1200, 1, dict(class_balanced=-0.0016, limited=-0.0016, naive=0.0003)),
+    Trial("dsb2018", 0.05, 4000, 5, dict(best=0.0049)),
     Trial("dsb2018", 0.1, 300, 3, dict(class_balanced=-0.0057, limited=0.0, pu=-0.0063)),
     Trial("dsb2018", 0.1, 1200, 1, dict(class_balanced=-0.0028, limited=-0.001, naive=-0.0028)),
+    Trial("dsb2018", 0.1, 4000, 5, dict(best=-0.0003)),
+    Trial("ldc_cells", 0.02, 4000, 5, dict(best=0.0069)),
     Trial("ldc_cells", 0.05, 1200, 1, dict(class_balanced=-0.0003, limited=0.003, naive=-0.0035)),
+    Trial("ldc_cells", 0.05, 4000, 5, dict(best=0.0044)),
     Trial("ldc_cells", 0.1, 1200, 1, dict(class_balanced=-0.0011, limited=0.0047, naive=-0.0011)),
+    Trial("ldc_cells", 0.1, 4000, 5, dict(best=0.0037)),
     Trial("micrographs", 0.05, 1200, 3, dict(class_balanced=-0.0076, class_quantiles=-0.0164, copy_paste=-0.0144, cps=0.0024, curriculum=-0.0208, ensemble=-0.0789, fixmatch=-0.0046, limited=-0.003, low_threshold=-0.0176, mean_teacher=0.0111, naive=-0.0191, pu=0.0106, unimatch=-0.0412, weighted=-0.0229)),
     Trial("micrographs", 0.077, 1200, 5, dict(class_balanced=-0.0135, curriculum=-0.0205, limited=0.0011, mean_teacher=0.0071, naive=-0.0158, weighted=-0.0156)),
     Trial("vnc_mito", 0.05, 1200, 1, dict(class_balanced=-0.0605, class_quantiles=-0.1067, copy_paste=-0.1105, cps=-0.0394, curriculum=-0.0986, ensemble=-0.209, fixmatch=-0.0976, limited=-0.0002, low_threshold=-0.0922, mean_teacher=-0.0267, naive=-0.0939, pu=-0.0274, unimatch=-0.1067, weighted=-0.0963)),
     Trial("vnc_mito", 0.05, 2000, 1, dict(class_balanced=-0.0273)),
+    Trial("vnc_mito", 0.05, 8000, 5, dict(best=0.0371)),
     Trial("vnc_mito", 0.1, 1200, 1, dict(class_balanced=-0.062, limited=-0.0098, naive=-0.0992)),
+    Trial("vnc_mito", 0.1, 8000, 5, dict(best=0.012)),
 )
 
 # %% ../../nbs/diagnostics/15_expectations.ipynb #e4b6e629

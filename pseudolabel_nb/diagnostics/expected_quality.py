@@ -9,7 +9,7 @@ __all__ = ['examine_quality', 'draw_expected']
 from math import isfinite
 
 from .findings import Finding, Picture, Remedy
-from .known import Known, Part, figure, ink, ladder, need, units
+from .known import Known, Part, figure, ink, ladder, need, surer, units
 from ..measures.calibration import Expected, expected_quality, quality_names, true_quality
 
 # %% ../../nbs/diagnostics/06_expected_quality.ipynb #c7a77d81
@@ -44,7 +44,7 @@ def _remedy(k: Known, severity: str, precision: float, recall: float) -> Remedy 
     if severity == "ok": return None
     if precision < 0.7 and recall < 0.4: return Remedy("weighted", {"student__weight": 0.25}, "such pseudo-labels should count little; train the first teacher longer, or label more")
     if recall < 0.4: return Remedy("class_balanced", {}, "a lower threshold for the foreground brings recall")
-    return Remedy("limited", {"selector__threshold": 0.9}, "fewer and surer pseudo-labels")
+    return Remedy("limited", {"selector__threshold": surer(k)}, "fewer and surer pseudo-labels")
 
 def _of_background(expected: Expected, truth: dict | None) -> Finding:
     "Of the background: rarely the trouble."

@@ -9,7 +9,7 @@ __all__ = ['relative_ratio', 'examine_ratio', 'draw_ratios', 'loss_share', 'exam
 import numpy as np
 
 from .findings import Finding, Picture, Remedy
-from .known import Known, Missing, Part, figure, ink, ladder, need, percent, ratio
+from .known import Known, Missing, Part, figure, ink, ladder, need, percent, ratio, surer
 from ..measures.prior import ratio_interval
 
 # %% ../../nbs/diagnostics/03_quantity.ipynb #11815689
@@ -33,7 +33,7 @@ def _ratio_severity(value: float, low: float, high: float) -> str:
 
 def _ratio_remedy(k: Known, value: float) -> Remedy | None:
     "The mission's rules; where class_balanced was used already, the next thing to turn."
-    if value > 2: return Remedy("naive", {"selector__threshold": 0.9}, "a higher threshold keeps less of what is called foreground wrongly")
+    if value > 2: return Remedy("naive", {"selector__threshold": surer(k)}, "a higher threshold keeps less of what is called foreground wrongly")
     if value >= 0.5: return None
     if k.recipe != "class_balanced": return Remedy("class_balanced", {}, "a lower threshold for the foreground, and images chosen to meet the labels' ratio")
     return Remedy("class_quantiles", {"selector__aligned": True}, "keeps each class in the proportion of the labels, whatever the teacher's confidence")

@@ -16,6 +16,7 @@ from ..core import UserError, from_dict
 from .findings import Finding, Remedy
 from ..runs.run import Run
 from ..strategies.parts import Recipe
+from ..strategies.recipes import recipes
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #5c6d65af
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ rare, partial = 0.01, 0.2 # foreground ratio of the labels; share of unannotated
 def raised(
     made: Recipe,
 ) -> Remedy:
-    "The same recipe with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where it has none."
+    "The same recipe with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where it has none, or is known here alone."
     found = [(f, v) for f in ("foreground", "threshold") if isinstance(v := getattr(made.selector, f, None), float)]
-    if not found: return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels")
+    if not found or made.name not in recipes: return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels")
     field, value = found[0]
     return Remedy(made.name, {f"selector__{field}": round((1 + value) / 2, 2)}, "a higher threshold keeps less invented foreground")
 
@@ -82,7 +83,7 @@ def ratio_rule(e: Examined) -> Finding | None:
     figure, severity = f"{r:.2f} ×", "severe" if r < hardly_any else "warning"
     if r < least_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.recipe))
     if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raised(e.recipe))
-    return Finding("class ratio", "ok", r, figure, f"{what}: about as much.")
+    return Finding("class ratio", "ok", r, figure, f"{what}: half to twice as much.")
 
 def _enriched(made: Recipe) -> Remedy:
     "What keeps more foreground than this recipe did."
@@ -115,7 +116,8 @@ def partial_rule(e: Examined) -> Finding | None:
 def refusal_rule(e: Examined) -> Finding | None:
     "A gate that let no student pass."
     if (r := e.refused) != r or r < 1: return None
-    return Finding("gate", "note", r, "all refused", f"No student of {e.recipe.name} was better on validation than its first teacher.", Remedy("curriculum", {}, "begins with what a poor teacher is surest of"))
+    surest = Remedy("limited", {"selector__threshold": 0.9}, "few images, and of them what the teacher is surest of") if e.recipe.name == "curriculum" else Remedy("curriculum", {}, "begins with what a poor teacher is surest of")
+    return Finding("gate", "note", r, "all refused", f"No student of {e.recipe.name} was better on validation than its first teacher.", surest)
 
 rules: tuple[Callable, ...] = (ratio_rule, dilution_rule, rare_rule, partial_rule, refusal_rule)
 

@@ -42,6 +42,7 @@ class RoundRecord:
     verdict: str = "" # of the class-ratio diagnosis
     predicted: float | None = None # share of the validation pixels that the student calls foreground
     members: tuple[str, ...] = () # checkpoints of an ensemble, or of two networks that teach each other
+    watched: tuple[str, ...] | None = None # of the images whose predictions stay in the run folder, those that were pseudo-labelled; None where that was not written down
     agreement: dict = field(default_factory=dict) # of an ensemble: rule -> pixels it kept a class
     warning: str = ""
 
@@ -131,7 +132,7 @@ class Run:
     @property
     def split(self) -> dict:
         "Ids of the labelled, validation and test images."
-        return self._table("split.json", "labelled")
+        return self._table("split.json")
 
     @property
     def source(self) -> dict | None: # plain JSON

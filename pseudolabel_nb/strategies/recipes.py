@@ -9,7 +9,7 @@ __all__ = ['recipes', 'supervised', 'register_recipe', 'changed', 'recipe', 'reg
 # %% ../../nbs/strategies/16_recipes.ipynb #df5f96c3
 import re
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from .mean_teacher import mean_teacher
 from .parts import Constant, Recipe, Selector
 from .pu import pu
 from .reliable import ReliableImages # noqa: F401 known by its name
-from .threshold import EveryPixel, Threshold, naive # noqa: F401 EveryPixel is known by its name
+from .threshold import EveryPixel, Threshold, naive
 from .unimatch import unimatch
 from .weighted import weighted
 
@@ -120,7 +120,8 @@ def _recipe_in(document: dict, name: str) -> Recipe:
     if isinstance(document.get("recipe"), dict): document = document["recipe"] # a run's config.json
     base, kind = document.get("base"), document.get("kind")
     if base is None and kind != "Recipe": raise UserError(f"has neither base nor kind = \"Recipe\"; expected a strategy to begin with, so add base = \"class_balanced\" (or one of: {', '.join(recipes)})")
-    begin = Recipe(name) if base is None else pick(recipes, base if isinstance(base, str) else repr(base), "base")
+    whole = replace(supervised, name=name) if document.get("selector") is None else Recipe(name, EveryPixel()) # of which the document replaces what it names
+    begin = whole if base is None else pick(recipes, base if isinstance(base, str) else repr(base), "base")
     return changed(begin, {"name": name} | {k: v for k, v in document.items() if k not in ("base", "kind")})
 
 def _document(path: Path) -> dict:

@@ -28,7 +28,7 @@ from ..strategies.pseudo_images import PseudoImages, UnlabelledImages
 from .pretraining import pretrain, pretrained_path
 from .loop import Phase, checkpoint_name, train
 from .task import Task, begin, open_task, with_test_set
-from .teaching import pseudo_images, relabel
+from .teaching import pseudo_images, relabel, watched_of
 from .validation import validate
 
 # %% ../../nbs/training/10_rounds.ipynb #edfdadd5
@@ -101,7 +101,8 @@ def _gate(task: Task, facts: dict, teacher: RoundRecord) -> dict:
 def _selection_facts(pseudo: PseudoImages, kept: tuple[int, ...], task: Task) -> dict:
     "What the record says of the pseudo-labels."
     diagnosis = class_ratio((kept[0], sum(kept[1:])), (task.prior.pixels[0], sum(task.prior.pixels[1:])))
-    return dict(thresholds=pseudo.rule.thresholds, n_pseudo=len(pseudo), kept=tuple(kept), ratio_pseudo=diagnosis.pseudo_ratio, verdict=diagnosis.verdict)
+    return dict(thresholds=pseudo.rule.thresholds, n_pseudo=len(pseudo), kept=tuple(kept), ratio_pseudo=diagnosis.pseudo_ratio, verdict=diagnosis.verdict,
+                watched=tuple(id for id in watched_of(task.unlabelled.ids) if id in {*pseudo.ids}))
 
 # %% ../../nbs/training/10_rounds.ipynb #124c4c31
 def collapse(

@@ -96,7 +96,7 @@ class RunComparer(WithSnapshot):
         self._busy, self._stop, self._thread = 0, threading.Event(), None # the thread that sets the controls; the watching one
         self._make_table()
         self._make_views()
-        super().__init__([self._top(), self.table, self._paging(), self.sentences, self._middle(), self.picture, self.message, self._exports()])
+        super().__init__([self._top(), self.table, self._paging(), self.sentences, self._middle(), self.picture, self.undrawn, self.message, self._exports()])
         self.state.observers.append(self._show)
         self._show(self.state)
         if watch: self.watch(watch)
@@ -121,9 +121,9 @@ class RunComparer(WithSnapshot):
         self.curve = _choice("curve", "What is drawn over the steps: mean and 95 % interval over seeds", CURVES)
         self.metric = _choice("metric", "What the gain over the baseline is of", METRICS)
         self.image = _choice("image", "Image to show as each run predicts it", [], "420px")
-        self.sentences, self.message = w.HTML(), w.HTML()
+        self.sentences, self.undrawn, self.message = w.HTML(), w.HTML(), w.HTML() # what is to be read, why there is no picture, what could not be done
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
-        self.picture.alt = "the figure of the picked runs"
+        self.picture.tooltip = "the figure of the picked runs"
         for name in ("query", "order", "differs", "view", "curve", "metric", "image"): getattr(self, name).observe(lambda change, name=name: self._try(lambda: self.state.change(**{name: change["new"]})), "value")
 
     def _top(self) -> w.HBox:
@@ -212,10 +212,8 @@ class RunComparer(WithSnapshot):
         unread = "".join(f"<li>{escape(f'{folder} cannot be read: {why}')}</li>" for folder, why in list(state.reader.damaged.items())[:3])
         self.sentences.value = f'<ul style="line-height:1.4;margin:6px 0">{"".join(f"<li>{escape(line)}</li>" for line in state.sentences())}{unread}</ul>'
         self.code.value = state.code()
-        try: self.picture.value = state.picture() if state.settings.picked else b""
-        except (UserError, OSError) as e:
-            self.picture.value = b""
-            self._say(str(e))
+        try: self.picture.value, self.undrawn.value = state.picture() if state.settings.picked else b"", ""
+        except (UserError, OSError) as e: self.picture.value, self.undrawn.value = b"", f"<div>{escape(str(e))}</div>"
         self.picture.layout.display = "" if self.picture.value else "none"
 
     def watch(self,

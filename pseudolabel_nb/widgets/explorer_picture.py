@@ -213,7 +213,8 @@ class Canvas:
         window = window_of(shape, s.zoom, s.centre)
         scale = max(shown_size(window, self.side)) / max(window[2:])
         said = f"1 screen pixel = {1 / scale:.1f} px" if scale < 1 else f"1 px = {scale:.1f} screen pixels"
-        return f"{s.image}, {shape[1]} × {shape[0]} px; shown: {window[3]} × {window[2]} px from ({window[1]}, {window[0]}), {said}"
+        taken = "" if s.image in self.state.rule.images else "; not among the images that are taken: drawn is what would be kept of it"
+        return f"{s.image}, {shape[1]} × {shape[0]} px; shown: {window[3]} × {window[2]} px from ({window[1]}, {window[0]}), {said}{taken}"
 
 # %% ../../nbs/widgets/01a_explorer_picture.ipynb #1962d499
 def histogram_svg(

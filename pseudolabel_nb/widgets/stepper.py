@@ -197,10 +197,11 @@ class CurriculumStepper(WithSnapshot):
         if id is None: return self._set(self.kept_text, value="<i>No round with pseudo-labels is done yet.</i>") or self._set(self.change_text, value="")
         before = state.records[r.round - 1] if r.round else None
         known = watch.target(r, id) is not None
-        words = (f"{id}: what round {r.round} keeps", f"what is new since round {before.round}" if before is not None and before.thresholds else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
+        taken = r.watched is None or id in r.watched
+        words = (f"{id}: what round {r.round} keeps" if taken else f"{id}: not among the images of round {r.round}, which keeps nothing of it", f"what is new since round {before.round}" if before is not None and before.thresholds else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
         for image, text, kind, said in ((self.kept, self.kept_text, "kept", words[0]), (self.change, self.change_text, "change", words[1])):
             self._set(image, value=encoded(picture(watch, r, before, id, kind, state.settings.opacity, self.side)))
-            image.alt = said
+            image.tooltip = said # the `title` of what the browser shows, which a screen reader reads
             self._set(text, value=f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(said)}</div>")
         self._set(self.legend, value=str(legend_html(tuple(state.run.config.get("classes", ())))))
 
@@ -216,7 +217,7 @@ class CurriculumStepper(WithSnapshot):
 
     def _make_fields(self, state: StepperState) -> None:
         "One field for each number of the recipe."
-        self.inputs = {name: _field(w.BoundedIntText if name == "rounds" else w.FloatText, name, f"{name} of the rounds from {state.round + 1} on; now {value:g}", value=value, **(dict(min=1, max=1000) if name == "rounds" else dict(step=0.05))) for name, value in state.fields().items()}
+        self.inputs = {name: _field(w.BoundedIntText if name == "rounds" else w.FloatText, name, f"{name} of the rounds from {state.round + 1} on; now {value:g}", value=value, **(dict(min=min(1, int(value)), max=1000) if name == "rounds" else dict(step=0.05))) for name, value in state.fields().items()}
         for field in self.inputs.values(): field.observe(lambda _: None if self._busy == threading.get_ident() else self._preview(), "value")
         self.fields.children = tuple(self.inputs.values())
 

@@ -83,7 +83,9 @@ class Watch:
         "What a round kept of an image; None where that is not known."
         if record.round not in self.stores or not record.thresholds: return None
         key = record.round, id, record.thresholds
-        if key not in self._known: self._known[key] = apply(Rule(record.thresholds, (id,)), self.probs(record.round, id)).target[0].numpy()
+        if key not in self._known:
+            kept = apply(Rule(record.thresholds, (id,)), self.probs(record.round, id)).target[0].numpy()
+            self._known[key] = kept if record.watched is None or id in record.watched else np.full_like(kept, ignore)
         return self._known[key]
 
     def change(self, record: RoundRecord, before: RoundRecord | None) -> Change | None:
