@@ -2517,6 +2517,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                          'pseudolabel_nb/strategies/reliable.py'),
                                                     'pseudolabel_nb.strategies.reliable.ReliableImages.fit': ( 'strategies/reliable.html#reliableimages.fit',
                                                                                                                'pseudolabel_nb/strategies/reliable.py'),
+                                                    'pseudolabel_nb.strategies.reliable._expected_f1': ( 'strategies/reliable.html#_expected_f1',
+                                                                                                         'pseudolabel_nb/strategies/reliable.py'),
                                                     'pseudolabel_nb.strategies.reliable.decided': ( 'strategies/reliable.html#decided',
                                                                                                     'pseudolabel_nb/strategies/reliable.py'),
                                                     'pseudolabel_nb.strategies.reliable.expected_f1': ( 'strategies/reliable.html#expected_f1',

@@ -69,7 +69,7 @@ class Watch:
     def event(self, kind: str, what: str = "", before=lambda: None) -> None:
         "One event; where it is the last one, `before` leaves things half done."
         self.seen += 1
-        os.write(self.log, re.sub(r"[.]\w{8}[.]part$", "", f"{kind} {what}").encode() + b"\n") # temporary files have names by chance
+        os.write(self.log, re.sub(r"[.]\w{8}[.]pseudolabel[.]part$", "", f"{kind} {what}").encode() + b"\n") # temporary files have names by chance
         if self.seen != self.at: return
         self.event = lambda *rest: None # what is done while dying is no event
         before()

@@ -30,7 +30,11 @@ def expected_f1(
     decision: float = 0.5, # foreground where p >= decision; unused with more than two classes, of which the most probable decides
     smooth: float | np.ndarray = 0.0, # px, or (N,) px: foreground that is taken for found beforehand
 ) -> np.ndarray: # (N,) in [0, 1]
-    "F1 of all foreground that is to be expected of each image if the probabilities are right; 0 where nothing is predicted and nothing smooths."
+    "F1 of all foreground that is to be expected of each image if the probabilities are right; 0 where nothing is predicted and nothing smooths. Computed some images at a time."
+    smooth, some = np.broadcast_to(smooth, len(histograms)), 1024
+    return np.concatenate([np.zeros(0), *(_expected_f1(histograms[k:k + some], decision, smooth[k:k + some]) for k in range(0, len(histograms), some))])
+
+def _expected_f1(histograms: np.ndarray, decision: float, smooth: np.ndarray) -> np.ndarray:
     confidence = (np.arange(bins) + 0.5) / bins
     if histograms.shape[1] == 2:
         by_probability, q = histograms[:, 1] + histograms[:, 0, ::-1], shifted(confidence, decision)
