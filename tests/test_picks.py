@@ -377,6 +377,15 @@ def test_everything_is_written_in_the_images_own_pixels(run, folder, tmp_path, c
     again = contents(tmp_path / "out")
     assert predicted(run, folder, tmp_path / "out", "--pixel-size", "8") == 0 and contents(tmp_path / "out") == again
 
+@pytest.fixture
+def one_thread():
+    "A process that is forked has none of the threads that torch computes with, and would wait for them."
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 def events_below(out: str, kill_at: int) -> None:
     "Kill this process right before its n-th file event below `out`."
     seen = 0
@@ -388,7 +397,7 @@ def events_below(out: str, kill_at: int) -> None:
     sys.addaudithook(hook)
 
 @pytest.mark.parametrize("kill_at", [1, 4, 9, 23, 40, 61, 88, 120])
-def test_killed_anywhere_the_same_command_goes_on(run, folder, tmp_path, kill_at):
+def test_killed_anywhere_the_same_command_goes_on(run, folder, tmp_path, kill_at, one_thread):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     child = os.fork()
     if child == 0:

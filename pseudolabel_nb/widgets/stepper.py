@@ -191,14 +191,13 @@ class CurriculumStepper(WithSnapshot):
     def _draw_pictures(self, state: StepperState, watch: Watch) -> None:
         "The watched image, as it is kept and as it changed."
         r, ids = state.record, watch.ids if state.record is not None else ()
-        id = state.settings.image if state.settings.image in ids else next(iter(ids), None)
+        id = watch.choose(r, state.settings.image) or None if ids else None
         self._set(self.image, options=list(ids), value=id)
         for part in (self.image, self.opacity, self.kept, self.change, self.legend): part.layout.display = "" if id else "none"
         if id is None: return self._set(self.kept_text, value="<i>No round with pseudo-labels is done yet.</i>") or self._set(self.change_text, value="")
         before = state.records[r.round - 1] if r.round else None
         known = watch.target(r, id) is not None
-        taken = r.watched is None or id in r.watched
-        words = (f"{id}: what round {r.round} keeps" if taken else f"{id}: not among the images of round {r.round}, which keeps nothing of it", f"what is new since round {before.round}" if before is not None and before.thresholds else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
+        words = (watch.keeps(r, id), f"what is new since round {before.round}" if before is not None and before.thresholds else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
         for image, text, kind, said in ((self.kept, self.kept_text, "kept", words[0]), (self.change, self.change_text, "change", words[1])):
             self._set(image, value=encoded(picture(watch, r, before, id, kind, state.settings.opacity, self.side)))
             image.tooltip = said # the `title` of what the browser shows, which a screen reader reads

@@ -171,9 +171,9 @@ def snapshot_html(
     origin = f", branched from {o['name']} after round {o['round']}" if (o := run.origin) else ""
     head = html(tag("p", tag("b", run.name), f"{origin}: {state.standing()}"), tag("p", tag("b", "Error: "), state.error) if state.error else "", rounds_html(state))
     if r is None: return head
-    before, image = state.records[r.round - 1] if r.round else None, state.settings.image if state.settings.image in watch.ids else next(iter(watch.ids), "")
+    before, image = state.records[r.round - 1] if r.round else None, watch.choose(r, state.settings.image)
     images = [tag("img", alt=f"{image}, round {r.round}: {words}", style="max-width:100%;width:300px", src=f"data:image/jpeg;base64,{b64encode(encoded(picture(watch, r, before, image, kind, state.settings.opacity, 300), 'jpeg')).decode()}") for kind, words in (("kept", "what is kept"), ("change", "what changed"))] if image else []
     flex = lambda *parts: tag("div", *parts, style="display:flex;flex-wrap:wrap;gap:12px")
     curves = flex(*(tag("div", Html(s), style="flex:1 1 300px;max-width:430px") for s in (ratio_svg(state.records, state.total, r.round), curve_svg(run, state.records, r.round))))
-    pictures = html(flex(*images), tag("div", f"{image}: what round {r.round} keeps, and what is other than before", style="font-size:12px;opacity:.8"), legend_html(tuple(run.config.get("classes", ())))) if image else ""
+    pictures = html(flex(*images), tag("div", f"{watch.keeps(r, image)}, and what is other than before", style="font-size:12px;opacity:.8"), legend_html(tuple(run.config.get("classes", ())))) if image else ""
     return tag("div", head, pictures, table(round_rows(state, watch.change(r, before))), curves, diagnosis_html(run, r.round), style="color:inherit")

@@ -79,13 +79,25 @@ class Watch:
         shape = s.shape(i := s.index(id))
         return probs_window(s, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side))
 
+    def took(self, record: RoundRecord, id: str) -> bool:
+        "Was the image among those of the round? Yes, where that was not written down."
+        return record.watched is None or id in record.watched
+
+    def choose(self, record: RoundRecord, wanted: str) -> str:
+        "The image that is wanted, else one that the round took, else any; empty where none is kept."
+        return wanted if wanted in self.ids else next((id for id in self.ids if self.took(record, id)), next(iter(self.ids), ""))
+
+    def keeps(self, record: RoundRecord, id: str) -> str:
+        "What the picture of the round shows, in words."
+        return f"{id}: what round {record.round} keeps" if self.took(record, id) else f"{id}: not among the images of round {record.round}, which keeps nothing of it"
+
     def target(self, record: RoundRecord, id: str) -> np.ndarray | None: # (h, w) uint8 classes, 255 = ignored
         "What a round kept of an image; None where that is not known."
         if record.round not in self.stores or not record.thresholds: return None
         key = record.round, id, record.thresholds
         if key not in self._known:
             kept = apply(Rule(record.thresholds, (id,)), self.probs(record.round, id)).target[0].numpy()
-            self._known[key] = kept if record.watched is None or id in record.watched else np.full_like(kept, ignore)
+            self._known[key] = kept if self.took(record, id) else np.full_like(kept, ignore)
         return self._known[key]
 
     def change(self, record: RoundRecord, before: RoundRecord | None) -> Change | None:
