@@ -101,8 +101,9 @@ def _gate(task: Task, facts: dict, teacher: RoundRecord) -> dict:
 def _selection_facts(pseudo: PseudoImages, kept: tuple[int, ...], task: Task) -> dict:
     "What the record says of the pseudo-labels."
     diagnosis = class_ratio((kept[0], sum(kept[1:])), (task.prior.pixels[0], sum(task.prior.pixels[1:])))
+    taken = set(pseudo.ids)
     return dict(thresholds=pseudo.rule.thresholds, n_pseudo=len(pseudo), kept=tuple(kept), ratio_pseudo=diagnosis.pseudo_ratio, verdict=diagnosis.verdict,
-                watched=tuple(id for id in watched_of(task.unlabelled.ids) if id in {*pseudo.ids}))
+                watched=tuple(id for id in watched_of(task.unlabelled.ids) if id in taken))
 
 # %% ../../nbs/training/10_rounds.ipynb #124c4c31
 def collapse(
