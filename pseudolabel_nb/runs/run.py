@@ -219,7 +219,7 @@ def open_run(
     "Open a run folder; `UserError` if it is none."
     if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
     run = Run(folder)
-    run._table("config.json", "recipe", "settings")
+    run._table("config.json", "recipe")
     return run
 
 # %% ../../nbs/runs/00_run.ipynb #cd958138
