@@ -309,9 +309,3 @@ def test_why_there_is_no_picture_is_said_as_long_as_there_is_none(tmp_path):
     for recipe in ("supervised", "naive"): (tmp_path / recipe / "result.json").write_text('{"f1": 0.7, "precision": 0.7, "recall": 0.7, "best_round": 3}')
     view.state.refresh()
     assert not view.undrawn.value and view.picture.value[1:4] == b"PNG"
-
-
-def test_what_a_picture_shows_reaches_the_browser(tmp_path):
-    from pseudolabel_nb.widgets.comparer import RunComparer
-    write_run(tmp_path / "a")
-    assert RunComparer(tmp_path).picture.get_state()["tooltip"] == "the figure of the picked runs"

@@ -123,7 +123,6 @@ class RunComparer(WithSnapshot):
         self.image = _choice("image", "Image to show as each run predicts it", [], "420px")
         self.sentences, self.undrawn, self.message = w.HTML(), w.HTML(), w.HTML() # what is to be read, why there is no picture, what could not be done
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
-        self.picture.tooltip = "the figure of the picked runs"
         for name in ("query", "order", "differs", "view", "curve", "metric", "image"): getattr(self, name).observe(lambda change, name=name: self._try(lambda: self.state.change(**{name: change["new"]})), "value")
 
     def _top(self) -> w.HBox:

@@ -163,7 +163,6 @@ class PseudoLabelExplorer(WithSnapshot):
     def _draw(self, state: ExplorerState) -> None:
         "The picture and the numbers."
         self.picture.value = self.canvas.encoded()
-        self.picture.tooltip = self.canvas.about() # the `title` of what the browser shows, which a screen reader reads
         texts = {self.legend: legend_html(state), self.about: f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(self.canvas.about())}</div>", self.histogram: histogram_svg(state),
                  self.figures: figures_html(state), self.taken: self._recipe_text()}
         for control, text in texts.items(): self._set(control, value=text)

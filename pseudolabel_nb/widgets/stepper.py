@@ -200,7 +200,6 @@ class CurriculumStepper(WithSnapshot):
         words = (watch.keeps(r, id), f"what is new since round {before.round}" if before is not None and before.thresholds else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
         for image, text, kind, said in ((self.kept, self.kept_text, "kept", words[0]), (self.change, self.change_text, "change", words[1])):
             self._set(image, value=encoded(picture(watch, r, before, id, kind, state.settings.opacity, self.side)))
-            image.tooltip = said # the `title` of what the browser shows, which a screen reader reads
             self._set(text, value=f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(said)}</div>")
         self._set(self.legend, value=str(legend_html(tuple(state.run.config.get("classes", ())))))
 
