@@ -31,6 +31,16 @@ def tool_module(name: str):
     finally: del sys.modules[made.__name__]
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    "torch computes with one thread: small tensors gain nothing by a second, it changes the last bits of a sum, and a forked process would wait for threads it has not."
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

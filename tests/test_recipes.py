@@ -1,6 +1,5 @@
 """Every registered recipe, through the one loop: does it learn from unlabelled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
 import json
-import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -46,19 +45,7 @@ def data() -> pnb.Data:
     return pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
 
 
-def store_of(images):
-    "A teacher that is right."
-    folder = tempfile.mkdtemp()
-    return store(((id, images.mask(k)[None].astype("float32")) for k, id in enumerate(images.ids)), folder)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small tensors: a second thread only waits."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @contextmanager
@@ -180,12 +167,12 @@ def test_pretraining_that_is_interrupted_ends_alike_and_is_not_done_twice(kills,
 
 
 def test_a_first_teacher_whose_record_could_not_be_written_is_not_trained_again(tmp_path, monkeypatch):
-    options, learnt, learn, add = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], loop.Trainer.learn, pnb.Run.add_record
+    options, learnt, learn = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], loop.Trainer.learn
     monkeypatch.setattr(loop.Trainer, "learn", lambda self, batch: (learnt.append(self.step), learn(self, batch))[1])
     with monkeypatch.context() as full, pytest.raises(OSError):
         full.setattr(pnb.Run, "add_record", lambda self, record: (_ for _ in ()).throw(OSError("disk full")))
         pnb.run(data(), VARIANTS["pretrained"], tmp_path, **options)
-    assert len(learnt) == 12 and add is pnb.Run.add_record
+    assert len(learnt) == 12
     ended = pnb.run(data(), VARIANTS["pretrained"], tmp_path, **options)
     assert len(learnt) == SETTINGS.steps and not [*ended.folder.glob("checkpoints/pretrained*")]
 
@@ -218,8 +205,9 @@ def test_what_says_every_pixel_keeps_every_pixel(name, classes, tmp_path):
     assert said.ignored == 0 and torch.equal(said.target[0].long(), probs.argmax(0))
 
 
-def test_a_loss_that_takes_the_prior_for_the_share_of_foreground_gets_windows_of_that_share():
-    pseudo = PseudoImages(data().train, store_of(data().train), Rule((0.5, 0.5), images=data().train.ids))
+def test_a_loss_that_takes_the_prior_for_the_share_of_foreground_gets_windows_of_that_share(tmp_path):
+    right = store(((id, data().train.mask(k)[None].astype("float32")) for k, id in enumerate(data().train.ids)), tmp_path)
+    pseudo = PseudoImages(data().train, right, Rule((0.5, 0.5), images=data().train.ids))
     fair = lambda student: torch.cat([b.fair[b.is_pseudo] for b in map(loop.drawing(Phase(1, 8, data().train, data().val, pseudo, student), SETTINGS, pseudo), range(8))])
     said, others = fair(Student(sampling="paired", loss="nnpu")), fair(Student(sampling="paired"))
     assert len(said) == 16 and said.all() and not others.all()

@@ -42,12 +42,7 @@ def run(folder, data=None, **more) -> pnb.Run:
     return pnb.run(data or made(), RECIPE, folder, **dict(dict(labelled_ratio=0.25, settings=SETTINGS, device="cpu"), **more))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

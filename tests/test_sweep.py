@@ -54,13 +54,7 @@ class Mine(Selector):
 def data() -> pnb.Data: return pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    "As the workers have it: the number of threads changes the last bits of a sum."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread") # as the workers have it
 
 
 @pytest.fixture
