@@ -74,7 +74,7 @@ def documentation(call: str, names: dict, level: int) -> str:
 
 
 def insert_documentation(cells: list, text: str) -> None:
-    "Put it before the definition it follows, and before its neighbours there (nbdev adds them last first)."
+    "Put it before the definition it follows, and before its neighbors there (nbdev adds them last first)."
     new, at = mk_cell(text, "markdown"), len(cells)
     if cells and getattr(cells[-1], "defines", False):
         at, new.documents = at - 1, cells[-1].id

@@ -81,9 +81,9 @@ demo_defaults = dict(labeled_ratios="0.05", steps=1200, crop=64, output_dir="dem
 def train_parser() -> Parser:
     "The arguments of pseudolabel-train."
     p = Parser("pseudolabel-train", formatter_class=Help, allow_abbrev=False,
-        description="Train pseudo-labelling strategies and the supervised baseline with the same labels and steps, and say whether pseudo-labels helped.",
+        description="Train pseudo-labeling strategies and the supervised baseline with the same labels and steps, and say whether pseudo-labels helped.",
         epilog="example: pseudolabel-train --data-dir cells --labeled-ratios 0.05,0.10 --strategy naive,class_balanced --seeds 0,1,2 --output-dir out")
-    _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognised by looking)"))
+    _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognized by looking)"))
     _add_comparison(p.add_argument_group("what is compared"))
     _add_training(p.add_argument_group("training, the same for all"))
     p.add_argument("--from", dest="repeats", metavar="RUN", help="repeat a run from its folder instead, into --output-dir: what differs in versions or data is named; the data as recorded with the run, unless named here")
@@ -96,7 +96,7 @@ def sweep_parser() -> Parser:
         description="Do what pseudolabel-train does, by several worker processes or by a Dask cluster. A run that fails is written down, and the others go on.",
         epilog="example: pseudolabel-sweep --config sweep.toml --seeds 0,1,2,3 --workers 4")
     _add_workers(p.add_argument_group("who works"))
-    _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognised by looking)"))
+    _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognized by looking)"))
     _add_comparison(p.add_argument_group("what is compared"))
     _add_training(p.add_argument_group("training, the same for all"))
     add_common(p)
@@ -109,7 +109,7 @@ def plan_parser() -> Parser:
         epilog="example: pseudolabel-plan --data-dir cells --goal 3 --max-runs 24 --minutes 120 --output-dir plan")
     _add_plan(p.add_argument_group("the plan"))
     _add_workers(p.add_argument_group("who works"))
-    _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognised by looking)"))
+    _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognized by looking)"))
     _add_training(p.add_argument_group("training, the same for all"))
     add_common(p)
     return p
@@ -161,7 +161,7 @@ def _add_comparison(g) -> None:
     g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0", help="each changes labels, initial weights and order; one seed is no evidence")
     g.add_argument("--confidence-threshold", type=_share, help="of the strategies with one constant threshold; if not given, their own: 0.70 in naive, limited and weighted")
     g.add_argument("--n-iterations", type=whole_number(1), help="rounds of teacher, pseudo-labels, student, where a teacher predicts once a round; if not given, each strategy's own: 3 in most, 1 where the teacher predicts at every step")
-    g.add_argument("--prior", type=_share, help="foreground / (foreground + background) of the unlabelled images, e.g. 0.04; if not given, that of the labelled ones")
+    g.add_argument("--prior", type=_share, help="foreground / (foreground + background) of the unlabeled images, e.g. 0.04; if not given, that of the labeled ones")
     g.add_argument("--set", dest="changes", metavar="PART.FIELD=VALUE", action="append", default=[], help="change all strategies, e.g. student.weight=0.5; the value as in JSON, or a word; may be repeated, and all changes are made at once")
     g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers strategies, networks or losses of your own; may be repeated")
     g.add_argument("--list-strategies", action="store_true", help="print the strategies with a line each, and stop")
@@ -169,10 +169,10 @@ def _add_comparison(g) -> None:
 def _add_training(g) -> None:
     "The fields of `Settings` that one changes."
     known = {f.name: f.default for f in fields(Settings)}
-    g.add_argument("--steps", type=int, default=known["steps"], help="optimiser steps of a run, its teacher and all rounds together; the baseline gets as many")
+    g.add_argument("--steps", type=int, default=known["steps"], help="optimizer steps of a run, its teacher and all rounds together; the baseline gets as many")
     g.add_argument("--teacher-share", type=float, default=known["teacher_share"], help="of the steps, for the first teacher; the rounds share the rest")
     g.add_argument("--learning-rates", type=_list_of(float), default="0.001,0.003", help="tried for the supervised baseline; the best on validation is used by all")
-    g.add_argument("--batch-size", type=int, default=known["batch_size"], help="labelled windows a step; as many again with pseudo-labels")
+    g.add_argument("--batch-size", type=int, default=known["batch_size"], help="labeled windows a step; as many again with pseudo-labels")
     g.add_argument("--crop", type=int, default=known["crop"], help="side of a training window, px")
     g.add_argument("--network", default=known["network"], help="a registered network: unet or basic_unet")
     g.add_argument("--augment", default=known["augment"], help="weak, strong or none")

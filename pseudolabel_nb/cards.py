@@ -74,19 +74,19 @@ def bar(
     striped: bool = False,
     width: float = 10, # em
 ) -> Html:
-    "A bar in the colour of the text around it."
+    "A bar in the color of the text around it."
     fill = "repeating-linear-gradient(45deg,currentColor 0 2px,transparent 2px 5px)" if striped else "currentColor"
     size = f"height:.8em;width:{width * min(1, max(0, share)):.2f}em"
     return tag("span", style=f"display:inline-block;box-sizing:border-box;vertical-align:middle;margin-right:8px;{size};border:1px solid;opacity:.75;background:{fill}")
 
 # %% ../nbs/01_cards.ipynb #7dbf9fac
-TONES = {"ok": ("✓", "#009E73"), "note": ("i", "#56B4E9"), "warning": ("!", "#E69F00"), "severe": ("‼", "#D55E00")} # mark and colour
+TONES = {"ok": ("✓", "#009E73"), "note": ("i", "#56B4E9"), "warning": ("!", "#E69F00"), "severe": ("‼", "#D55E00")} # mark and color
 
 def block(
     *parts, # of it
     tone: str = "note", # one of `TONES`
 ) -> Html:
-    "Parts beside a line in the colour of the tone."
+    "Parts beside a line in the color of the tone."
     return tag("div", *parts, style=f"border-left:5px solid {TONES[tone][1]};padding:.1em .9em;margin:.7em 0")
 
 def card(
@@ -145,10 +145,10 @@ def mask_image(
     import numpy as np
     from PIL import Image
     step = max(1, -(-max(mask.shape) // side))
-    colours = np.full((256, 3), 0xBB, np.uint8)
-    for k, colour in enumerate((_kinds["background"], _kinds["foreground"], *_others)): colours[k] = list(bytes.fromhex(colour[1:]))
+    colors = np.full((256, 3), 0xBB, np.uint8)
+    for k, color in enumerate((_kinds["background"], _kinds["foreground"], *_others)): colors[k] = list(bytes.fromhex(color[1:]))
     to = io.BytesIO()
-    Image.fromarray(colours[np.asarray(mask)[::step, ::step]]).save(to, "PNG")
+    Image.fromarray(colors[np.asarray(mask)[::step, ::step]]).save(to, "PNG")
     height, width = (n * max(1, side // 2 // max(mask.shape)) for n in (-(-m // step) for m in mask.shape))
     alt = f"mask of {' × '.join(map(str, mask.shape))} px: {(mask == 255).mean():.0%} ignored, {((mask > 0) & (mask < 255)).mean():.1%} foreground"
     return tag("img", alt=alt, title=alt, src=f"data:image/png;base64,{base64.b64encode(to.getvalue()).decode()}", style=f"width:{width}px;height:{height}px;border:1px solid rgba(128,128,128,.6);margin:0 6px 0 0;image-rendering:pixelated;max-width:100%")
@@ -157,6 +157,6 @@ def masks(
     those: Iterable, # masks, (H, W) each
 ) -> Html:
     "Masks side by side, with a legend."
-    square = lambda colour: tag("span", style=f"display:inline-block;width:.8em;height:.8em;border:1px solid;margin:0 .4em 0 1em;background:{colour}")
-    legend = tag("div", *(html(square(colour), name) for name, colour in _kinds.items()), style="margin:2px 0 2px -1em;font-size:12px")
+    square = lambda color: tag("span", style=f"display:inline-block;width:.8em;height:.8em;border:1px solid;margin:0 .4em 0 1em;background:{color}")
+    legend = tag("div", *(html(square(color), name) for name, color in _kinds.items()), style="margin:2px 0 2px -1em;font-size:12px")
     return tag("div", *(mask_image(m) for m in those), legend, style="margin:6px 0")

@@ -261,12 +261,12 @@ def _predict(a: argparse.Namespace) -> None:
     "The command pseudolabel-predict, after parsing."
     for name in a.plugins: load_plugin(name)
     import torch
-    from pseudolabel_nb.data.sources import image_folder, open_unlabelled
+    from pseudolabel_nb.data.sources import image_folder, open_unlabeled
     from pseudolabel_nb.experiments.picking import pick_images, picking_summary
     from pseudolabel_nb.runs.run import open_run
     if a.threads: torch.set_num_threads(a.threads)
     run, folder = open_run(a.run), image_folder(a.images)
-    images = _not_written(open_unlabelled(a.images, cache_bytes=0), folder, Path(a.output_dir))
+    images = _not_written(open_unlabeled(a.images, cache_bytes=0), folder, Path(a.output_dir))
     formats = [f.strip() for f in a.formats.split(",") if f.strip()]
     diameter, pixel = ((run.source or {}).get(name) if given is None else given for name, given in (("diameter", a.diameter), ("pixel", a.pixel)))
     picks = pick_images(run, images, a.output_dir, formats, threshold=a.threshold, diameter=diameter, tile=a.tile, device=a.device,

@@ -269,7 +269,7 @@ def seed_torch(
     seed: int, # >= 0
     *names: str | int,
 ) -> None:
-    "Seed torch's global generators for one named purpose: initialising weights, dropout in a step."
+    "Seed torch's global generators for one named purpose: initializing weights, dropout in a step."
     import torch
     torch.manual_seed(int(random_stream(seed, *names).integers(2**63)))
 

@@ -54,7 +54,7 @@ def _line_in_plugin(error: BaseException) -> str:
 def open_data(a: argparse.Namespace): # -> Data
     "The data set that the arguments name."
     from pseudolabel_nb.data.images import Data
-    from pseudolabel_nb.data.sources import open_images, open_unlabelled
+    from pseudolabel_nb.data.sources import open_images, open_unlabeled
     given = {s: getattr(a, f"{s}_data_dir") for s in ("train", "val", "test")}
     if a.demo:
         if named := [f"--{s}-data-dir" for s, path in dict(given, unlabeled=a.unlabeled_data_dir).items() if path] + ["--data-dir"] * bool(a.data_dir):
@@ -68,7 +68,7 @@ def open_data(a: argparse.Namespace): # -> Data
     data = open_images(a.data_dir, **options) if a.data_dir else Data(Path(given["train"]).name)
     for split, path in given.items():
         if path: data = _with_split(data, split, open_images(path, split=split, **options))
-    if a.unlabeled_data_dir: data = replace(data, unlabelled=open_unlabelled(a.unlabeled_data_dir, group_regex=a.group_regex))
+    if a.unlabeled_data_dir: data = replace(data, unlabeled=open_unlabeled(a.unlabeled_data_dir, group_regex=a.group_regex))
     return _reduced(a, _same_channels(data))
 
 def _preparation(a: argparse.Namespace): # -> Preparation | None

@@ -22,8 +22,8 @@ def check(path) -> None:
     facts, rows = read(path)
     assert facts.startswith("# ") and all(f"{k}: " in facts for k in ("cores", "threads", "torch", "python"))
     assert list(rows[0]) == COLUMNS
-    for subject in ("training steps", "a step of naive", "a step of mean_teacher", "a step of fixmatch", "a step of cps", "pseudo-labelling", "import pseudolabel_nb", "--help"): assert any(subject in r["what"] for r in rows)
-    assert sum("pseudo-labelling" in r["what"] for r in rows) == 2
+    for subject in ("training steps", "a step of naive", "a step of mean_teacher", "a step of fixmatch", "a step of cps", "pseudo-labeling", "import pseudolabel_nb", "--help"): assert any(subject in r["what"] for r in rows)
+    assert sum("pseudo-labeling" in r["what"] for r in rows) == 2
     for r in rows:
         value, low, high = (float(r[k]) for k in ("value", "low", "high"))
         assert math.isfinite(value) and low <= value <= high and int(r["repeats"]) >= 1

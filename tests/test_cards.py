@@ -1,4 +1,4 @@
-"What the types of the package show as the last line of a cell: a card each, with names that are text, and without colours that vanish on a dark page."
+"What the types of the package show as the last line of a cell: a card each, with names that are text, and without colors that vanish on a dark page."
 import re
 import tempfile
 from html.parser import HTMLParser
@@ -78,8 +78,8 @@ def test_a_card(all_shown, kind):
     assert not nesting.open and not nesting.wrong
     raw = "<script" in page or "alert('1')" in re.sub(r"<[^>]*>", "", page) # quotes are escaped as well
     assert not raw
-    colours = re.findall(r"[;\"' ]color:\s*([^;\"']*)", page)
-    assert set(colours) <= {"inherit"} # text takes the colour of the page
+    colors = re.findall(r"[;\"' ]color:\s*([^;\"']*)", page)
+    assert set(colors) <= {"inherit"} # text takes the color of the page
     assert len(page) < 60_000 and "object at 0x" not in text and len(text) < 6000
 
 

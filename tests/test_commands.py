@@ -229,21 +229,21 @@ def test_another_experiment_in_the_same_folder(train, refuse, data, tmp_path):
     for folder in (tmp_path / "out/runs").glob("*/checkpoints"): shutil.rmtree(folder) # to save space: the scores stay, and stay what they were
     refuse("--data-dir", data, "--steps", "14", parts=["was begun with another config", "steps was "])
 
-def test_unlabelled_folder(train, data, tmp_path):
+def test_unlabeled_folder(train, data, tmp_path):
     rng = np.random.default_rng(3)
     for k in range(5): save(tmp_path / f"more/u{k}.png", picture(rng)[0])
     said = train(data, "--unlabeled-data-dir", tmp_path / "more").out
-    assert "unlabelled  5       0 " in said and results(tmp_path / "out").set_index("strategy").loc["naive", "n_pseudo"] == str(8 - 4 + 5)
+    assert "unlabeled  5       0 " in said and results(tmp_path / "out").set_index("strategy").loc["naive", "n_pseudo"] == str(8 - 4 + 5)
     predicted = [json.loads(line)["id"] for line in (tmp_path / "out/runs/naive-r0.5-s0/predictions/round-1/index.jsonl").read_text().splitlines()]
-    assert {f"unlabelled/u{k}.png" for k in range(5)} < set(predicted)
+    assert {f"unlabeled/u{k}.png" for k in range(5)} < set(predicted)
 
 def test_splits_named_one_by_one(train, command, data, tmp_path):
     train(data, out=tmp_path / "a")
     named = [a for s in ("train", "val", "test") for a in (f"--{s}-data-dir", data / s)]
     assert command(*named, *QUICK, "--network", "tiny", "--output-dir", tmp_path / "b").code == 0
     assert results(tmp_path / "a", "seconds").equals(results(tmp_path / "b", "seconds"))
-    for p in (mask_folder(tmp_path / "colour", train=8) / "train/images").glob("*.png"): save(p, np.stack([np.array(Image.open(p))] * 3, -1))
-    mixed = command("--train-data-dir", tmp_path / "colour/train", "--val-data-dir", data / "val", *QUICK, "--network", "tiny", "--output-dir", tmp_path / "c")
+    for p in (mask_folder(tmp_path / "color", train=8) / "train/images").glob("*.png"): save(p, np.stack([np.array(Image.open(p))] * 3, -1))
+    mixed = command("--train-data-dir", tmp_path / "color/train", "--val-data-dir", data / "val", *QUICK, "--network", "tiny", "--output-dir", tmp_path / "c")
     assert mixed.code == 0 and [line[-1] for line in mixed.out.splitlines() if line.startswith(("train ", "val ", "test "))] == ["3"] * 3
 
 def test_multiclass(train, tmp_path):
@@ -271,7 +271,7 @@ def test_help_version_and_strategies():
         assert "None)" not in ended.out and "False)" not in ended.out and "[" not in ended.out.split("options:")[1].replace("[0, 1]", "")
     text = "".join(plain("--help").out.split())  # lines are broken anywhere
     for shown in ("0.05,0.10", "naive,limited,class_balanced", "0.001,0.003", "0.70", *(f"--{k.replace('_', '-')}{v}" for k, v in arguments.demo_defaults.items())): assert shown in text
-    for own in ("0.70innaive,limitedandweighted", "3inmost,1wheretheteacher", "weak,strongornone", "thatofthelabelledones"): assert own in text
+    for own in ("0.70innaive,limitedandweighted", "3inmost,1wheretheteacher", "weak,strongornone", "thatofthelabeledones"): assert own in text
     from pseudolabel_nb.strategies.recipes import recipes, with_threshold
     listed = plain("--list-strategies").out.splitlines()
     assert [line.split()[0] for line in listed] == list(recipes) and all(len(line.split()) > 3 for line in listed)
@@ -312,7 +312,7 @@ def test_plugin_file(train, refuse, data, tmp_path):
     written(tmp_path / "own/helper_of_odd.py", "")  # found beside the file
     argv = ("--plugin", plugin, "--strategy", "odd_ones,naive", "--network", "one_layer", "--confidence-threshold", "0.8", "--set", "selector.threshold=0.55")
     said = train(data, *argv).out
-    assert "2 pseudo-labelled" in said and results(tmp_path / "out").set_index("strategy").loc["odd_ones", "n_pseudo"] == "2"
+    assert "2 pseudo-labeled" in said and results(tmp_path / "out").set_index("strategy").loc["odd_ones", "n_pseudo"] == "2"
     made = config(tmp_path / "out", "odd_ones")
     assert made["selector"] == dict(kind="OddOnes", threshold=0.55) and (made["student"]["weight"], made["about"]) == (0.3, "Every second image")
     assert train(data, *argv).out.count("round 0") == 0  # the same command goes on
@@ -475,7 +475,7 @@ def test_full_file_system(refuse, data, train, tmp_path):
 # ---- odd, but it works
 
 def test_images_of_all_kinds(train, tmp_path):
-    "Narrower than a pixel pair, smaller and larger than window and tile, 16 bit, colour beside gray."
+    "Narrower than a pixel pair, smaller and larger than window and tile, 16 bit, color beside gray."
     rng, root = np.random.default_rng(0), tmp_path / "d"
     shapes = [(1, 3), (1, 1), (90, 1), (20, 30), (300, 70), (17, 129), (64, 64), (64, 64)]
     for split, kinds in dict(train=(0, 1, 2, 3), val=(0, 1), test=(1, 0)).items():
@@ -489,16 +489,16 @@ def test_images_of_all_kinds(train, tmp_path):
     said = train(root, "--tile", "64", "--strategy", "naive,limited,class_balanced").out
     assert "1 × 1 to 300 × 70" in said and len(results(tmp_path / "out")) == 4
 
-def test_one_labelled_image_and_one_for_validation(train, tmp_path):
+def test_one_labeled_image_and_one_for_validation(train, tmp_path):
     said = train(mask_folder(tmp_path / "d", train=4, val=1, test=2), "--labeled-ratios", "0.25").out
     assert "refused — validation is a single image or group" in said and "give more validation images" in said
     assert results(tmp_path / "out").set_index("strategy").loc["naive", "best_round"] == "0"
     said = train(mask_folder(tmp_path / "g", train=4, val=4, test=2), "--group-regex", "^([a-z]+)_", out=tmp_path / "groups").out
     assert "refused — validation is a single image or group" in said
 
-def test_nothing_unlabelled(train, data):
+def test_nothing_unlabeled(train, data):
     said = train(data, "--labeled-ratios", "1.0", "--strategy", "naive,limited,class_balanced").out
-    assert said.count("there are no unlabelled images, so the student learns from labels alone") == 3
+    assert said.count("there are no unlabeled images, so the student learns from labels alone") == 3
 
 def test_all_predicted_empty(train, data, tmp_path):
     said = train(data, "--network", "blind", "--strategy", "naive,limited,class_balanced", "--learning-rates", "1e-9").out
@@ -588,7 +588,7 @@ def test_image_in_two_splits(refuse, tmp_path):
     for kind in ("images", "masks"): (root / f"test/{kind}/train_0.png").write_bytes((root / f"train/{kind}/train_0.png").read_bytes())
     refuse("--data-dir", root, parts=["train_0.png is in train and in test", "remove it"])
 
-@pytest.mark.parametrize("split, parts", [("train", ["labelled masks", "no foreground", "raise the labelled ratio"]), ("val", ["validation masks", "no foreground"]), ("test", ["test masks", "no foreground"])])
+@pytest.mark.parametrize("split, parts", [("train", ["labeled masks", "no foreground", "raise the labeled ratio"]), ("val", ["validation masks", "no foreground"]), ("test", ["test masks", "no foreground"])])
 def test_no_foreground(refuse, train, tmp_path, split, parts):
     root = mask_folder(tmp_path / "d")
     for p in (root / split / "masks").glob("*.png"): save(p, np.zeros((64, 64), "u1"))

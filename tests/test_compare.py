@@ -30,7 +30,7 @@ def no_windows(monkeypatch):
 def config(recipe: str = "naive", seed: int = 0, ratio: float = 0.05, data: str = "micrographs", rate: float = 0.003, **student) -> dict:
     "As `begin` writes it."
     selector = None if recipe == "supervised" else dict(kind="ClassBalanced", foreground=0.6, background=0.8, ratio=2.0, tolerance=0.1)
-    return dict(data=data, classes=["background", "particle"], read=[f"{data}: masks"], labelled_ratio=ratio, seed=seed,
+    return dict(data=data, classes=["background", "particle"], read=[f"{data}: masks"], labeled_ratio=ratio, seed=seed,
                 recipe=dict(kind="Recipe", name=recipe, selector=selector, schedule=dict(kind="Constant"), teacher=dict(kind="Teacher", flips=False, members=1),
                             refresh="round", student=dict(dict(kind="Student", weight=1.0, sampling="pooled"), **student), rounds=3, prior=None, about="a line of prose"),
                 settings=dict(kind="Settings", steps=400, learning_rate=rate, batch_size=4, network="unet", network_options=dict(widths=[8, 16])))
@@ -39,7 +39,7 @@ def config(recipe: str = "naive", seed: int = 0, ratio: float = 0.05, data: str 
 def line(number: int, f1: float, accepted: bool = True) -> dict:
     "A line of rounds.jsonl."
     return dict(kind="RoundRecord", round=number, steps=100, f1=f1, precision=f1, recall=f1, threshold=0.4, accepted=accepted, checkpoint=f"checkpoints/round-{number}.safetensors", seconds=10.0,
-                ratio_labelled=0.04, thresholds=[0.8, 0.6] if number else [], n_pseudo=24 if number else 0, kept=[900, 40] if number else [], ratio_pseudo=0.042 if number else None, verdict="", warning="")
+                ratio_labeled=0.04, thresholds=[0.8, 0.6] if number else [], n_pseudo=24 if number else 0, kept=[900, 40] if number else [], ratio_pseudo=0.042 if number else None, verdict="", warning="")
 
 
 def write_run(folder: Path, f1: float = 0.7, rounds: int = 4, finished: bool = True, error: str = "", metrics: bool = True, counts: list | None = None, **options) -> Path:
@@ -48,7 +48,7 @@ def write_run(folder: Path, f1: float = 0.7, rounds: int = 4, finished: bool = T
     c = config(**options)
     ids = [f"{k}.png" for k in range(len(counts or [0]))]
     (folder / "config.json").write_text(json.dumps(c))
-    (folder / "split.json").write_text(json.dumps(dict(labelled=[f"{c['seed']}.png"], val=["v.png"], test=ids)))
+    (folder / "split.json").write_text(json.dumps(dict(labeled=[f"{c['seed']}.png"], val=["v.png"], test=ids)))
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line(k, f1 - 0.01 * (rounds - k))) + "\n" for k in range(rounds)))
     if metrics: (folder / "metrics.jsonl").write_text("".join(json.dumps(dict(round=k, member=0, step=s, loss=0.5, f1=f1 - 0.001 * s, precision=f1, recall=f1, threshold=0.4, predicted=0.04)) + "\n" for k in range(rounds) for s in (50, 100)))
     if counts: (folder / "test_counts.json").write_text(json.dumps(counts))
@@ -132,7 +132,7 @@ def test_only_what_differs_is_a_column_and_the_rest_is_said_once(tmp_path):
     write_run(tmp_path / "b", rate=0.001, weight=0.5)
     c = compare(tmp_path)
     assert c.differs == ["recipe.student.weight", "settings.learning_rate"]
-    assert {"recipe.name", "seed", "labelled_ratio", "settings.steps"} <= set(c.same)
+    assert {"recipe.name", "seed", "labeled_ratio", "settings.steps"} <= set(c.same)
     assert c.same["settings.network_options.widths"] == (8, 16)
     assert not set(c.same) & set(c.table.columns)
     row = c.table.set_index("name").loc["b"]
@@ -188,7 +188,7 @@ def test_gains_are_kept_apart_by_all_that_is_not_the_recipe(tmp_path):
     sweep(tmp_path / "high", gains=(-0.01, -0.02), ratio=0.1)
     sweep(tmp_path / "other", gains=(0.2,), data="vnc")
     gains = compare(tmp_path).gains()
-    assert gains[["data", "labelled_ratio", "n", "positives"]].values.tolist() == [["micrographs", 0.05, 3, 3], ["micrographs", 0.1, 2, 0], ["vnc", 0.05, 1, 1]]
+    assert gains[["data", "labeled_ratio", "n", "positives"]].values.tolist() == [["micrographs", 0.05, 3, 3], ["micrographs", 0.1, 2, 0], ["vnc", 0.05, 1, 1]]
     assert np.allclose(gains["mean"], [0.08 / 3, -0.015, 0.2])
     assert "read" not in gains and "classes" not in gains # they go with the data
 
@@ -201,7 +201,7 @@ def test_a_run_with_another_learning_rate_than_its_baseline_is_unpaired(tmp_path
 
 def test_a_run_with_other_images_than_its_baseline_is_unpaired(tmp_path):
     sweep(tmp_path, gains=(0.03, 0.04))
-    (tmp_path / "naive-1" / "split.json").write_text(json.dumps(dict(labelled=["another.png"], val=["v.png"], test=["0.png"])))
+    (tmp_path / "naive-1" / "split.json").write_text(json.dumps(dict(labeled=["another.png"], val=["v.png"], test=["0.png"])))
     assert compare(tmp_path).gains()[["n", "unpaired"]].values.tolist() == [[1, 1]]
 
 
@@ -343,7 +343,7 @@ def test_a_mean_is_over_the_seeds_that_have_got_there(tmp_path):
     assert whole.get_markevery() == [1, 3, 5, 7]
 
 
-def test_groups_differ_in_more_than_colour_and_all_are_in_the_legend(tmp_path):
+def test_groups_differ_in_more_than_color_and_all_are_in_the_legend(tmp_path):
     for k, recipe in enumerate(("supervised", "naive", "limited", "fixmatch")): write_run(tmp_path / recipe, recipe=recipe, f1=0.6 + 0.02 * k)
     c = compare(tmp_path)
     ax = plot_curves(c)

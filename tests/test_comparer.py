@@ -188,12 +188,12 @@ def test_hidden_labels_stay_hidden_unless_asked_for(folder):
 
 def test_images_without_labels_are_found_by_the_names_that_runs_give_them(folder):
     data = micrographs(6, 2, 2, size=64)
-    data = replace(data, train=data.train.subset(data.train.ids[:3]), unlabelled=data.train.subset(data.train.ids[3:]))
+    data = replace(data, train=data.train.subset(data.train.ids[:3]), unlabeled=data.train.subset(data.train.ids[3:]))
     probs = data.pool().mask(3)[None] * 0.7
-    said = store([("unlabelled/train_0003", probs)], folder / "naive-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
-    shown = show_image(compare(folder).only(["naive-s0", "supervised-s0"]), data, "unlabelled/train_0003").axes[0].images[0].get_array()
-    assert np.corrcoef(np.ravel(shown), data.train._with(data.unlabelled.items).image(0).ravel())[0, 1] > 0.9 # the image, not its probabilities
-    assert image_sets(data, said).ids[-1] == "unlabelled/train_0005"
+    said = store([("unlabeled/train_0003", probs)], folder / "naive-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+    shown = show_image(compare(folder).only(["naive-s0", "supervised-s0"]), data, "unlabeled/train_0003").axes[0].images[0].get_array()
+    assert np.corrcoef(np.ravel(shown), data.train._with(data.unlabeled.items).image(0).ravel())[0, 1] > 0.9 # the image, not its probabilities
+    assert image_sets(data, said).ids[-1] == "unlabeled/train_0005"
 
 
 def test_validation_images_are_predicted_with_their_errors(folder):

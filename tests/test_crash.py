@@ -58,7 +58,7 @@ def train(folder: Path, name: str, **settings):
     register()
     asked = dict(steps=24, batch_size=2, crop=32, network="forgetful", evaluations=3, checkpoint_every=CHECKPOINT_EVERY) | settings
     data = pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
-    return pnb.run(data, recipes()[name], folder, labelled_ratio=0.34, settings=pnb.Settings(**asked), device="cpu")
+    return pnb.run(data, recipes()[name], folder, labeled_ratio=0.34, settings=pnb.Settings(**asked), device="cpu")
 
 class Watch:
     "Counts the events of a run, writes one line for each, and ends the process at one of them."

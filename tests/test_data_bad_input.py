@@ -15,8 +15,8 @@ from pycocotools import mask as coco
 from pseudolabel_nb.core import UserError, read_json
 from pseudolabel_nb.data.files import read_header
 from pseudolabel_nb.data.images import Cache, HiddenLabels, from_arrays
-from pseudolabel_nb.data.sources import open_images, open_unlabelled
-from pseudolabel_nb.data.splits import divide_by_group, label_order, labelled_ids
+from pseudolabel_nb.data.sources import open_images, open_unlabeled
+from pseudolabel_nb.data.splits import divide_by_group, label_order, labeled_ids
 
 RNG = np.random.default_rng(0)
 
@@ -58,7 +58,7 @@ def annotation(**changes): return {**dict(id=17, image_id=0, category_id=1, iscr
 
 def test_missing_folder(tmp_path): complaint(lambda: open_images(tmp_path / "gone"), "gone", "check the path")
 
-def test_nothing_recognised(tmp_path):
+def test_nothing_recognized(tmp_path):
     (tmp_path / "paper.pdf").touch()
     complaint(lambda: open_images(tmp_path), "paper.pdf", "_annotations.coco.json", "images/ + masks/", "arrange")
 
@@ -88,7 +88,7 @@ def test_name_that_is_not_utf8(tmp_path):
     mask_folder(tmp_path)
     try: Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/caf\xe9.png")).write_bytes((tmp_path / "images/0.png").read_bytes())
     except OSError: pytest.skip("this file system takes names in UTF-8 alone")
-    complaint(lambda: open_unlabelled(tmp_path / "images"), "caf", "is not UTF-8", "rename the file").encode()
+    complaint(lambda: open_unlabeled(tmp_path / "images"), "caf", "is not UTF-8", "rename the file").encode()
     complaint(lambda: open_images(coco_folder(tmp_path / "c", images=[dict(id=0, file_name="\ud800.png", width=32, height=24)])), "is not UTF-8").encode()
 
 def test_folder_that_is_a_link_is_fine(tmp_path):
@@ -188,7 +188,7 @@ def test_mask_of_another_size(tmp_path):
 def test_mask_missing_and_mask_alone(tmp_path):
     root = mask_folder(tmp_path)
     (root / "masks/1.png").unlink()
-    complaint(lambda: open_images(root), "images/1.png", "no mask of that name", "unlabelled/")
+    complaint(lambda: open_images(root), "images/1.png", "no mask of that name", "unlabeled/")
     assert "1 file without" in open_images(root, on_invalid="skip").notes[1]
     (root / "images/1.png").unlink(); (root / "images/2.png").unlink()
     complaint(lambda: open_images(root), "masks/2.png", "no image of that name")
@@ -258,7 +258,7 @@ def test_odd_values(tmp_path):
 
 def test_later_mask_contradicts(tmp_path):
     root = mask_folder(tmp_path, n=40)
-    for k in (7, 8):  # one of two neighbours is not among those looked at
+    for k in (7, 8):  # one of two neighbors is not among those looked at
         save(root / f"masks/{k}.png", np.full((24, 32), 1, "u1"))
     def read_all():
         data = open_images(root)
@@ -276,10 +276,10 @@ def test_empty_masks_first(tmp_path):
     save(root / "masks/8.png", full)
     assert open_images(root).train.mask(open_images(root).train.index("8.png")).sum() == 49
 
-def test_coloured_mask(tmp_path):
+def test_colored_mask(tmp_path):
     root = mask_folder(tmp_path, n=1)
     save(root / "masks/0.png", RNG.integers(0, 2, (24, 32, 3)).astype("u1"))
-    complaint(lambda: open_images(root), "masks/0.png", "colours", "single channel")
+    complaint(lambda: open_images(root), "masks/0.png", "colors", "single channel")
 
 # ---- layouts
 
@@ -317,14 +317,14 @@ def test_split_twice_and_mixed(tmp_path):
     mask_folder(tmp_path / "m/train"); coco_folder(tmp_path / "m", split="val")
     complaint(lambda: open_images(tmp_path / "m"), "different kinds", "split=")
 
-def test_unlabelled(tmp_path):
+def test_unlabeled(tmp_path):
     mask_folder(tmp_path / "train"); save(tmp_path / "unlabeled/u.png")
     data = open_images(tmp_path)
-    assert data.unlabelled.ids == ("u.png",) and not data.unlabelled.has_mask(0)
-    assert len(open_unlabelled(tmp_path / "train")) == 3
+    assert data.unlabeled.ids == ("u.png",) and not data.unlabeled.has_mask(0)
+    assert len(open_unlabeled(tmp_path / "train")) == 3
     with pytest.raises(HiddenLabels): data.train.hide_masks().mask(0)
     (tmp_path / "none").mkdir()
-    complaint(lambda: open_unlabelled(tmp_path / "none"), "none", "check the folder")
+    complaint(lambda: open_unlabeled(tmp_path / "none"), "none", "check the folder")
 
 def test_mixed_depths_and_channels(tmp_path):
     root = mask_folder(tmp_path, n=1)
@@ -453,8 +453,8 @@ def test_label_order(groups, seed, random):
 def test_ratios_are_nested(groups, a, b, seed):
     ids = [f"{k}.png" for k in range(len(groups))]
     a, b = sorted((a, b))
-    if round(a * len(ids)) == 0: complaint(lambda: labelled_ids(ids, groups, a, seed), f"{a:g}", "raise it"); return
-    few, many = labelled_ids(ids, groups, a, seed), labelled_ids(ids, groups, b, seed)
+    if round(a * len(ids)) == 0: complaint(lambda: labeled_ids(ids, groups, a, seed), f"{a:g}", "raise it"); return
+    few, many = labeled_ids(ids, groups, a, seed), labeled_ids(ids, groups, b, seed)
     assert many[:len(few)] == few and len(few) == round(a * len(ids))
 
 @settings(deadline=None)

@@ -139,7 +139,7 @@ def data():
 def finished(data, tmp_path_factory):
     "A run of a few steps, two rounds."
     s = Settings(steps=24, crop=64, evaluations=1, checkpoint_every=1000)
-    return run(data, recipe("limited", rounds=2, selector__threshold=0.5), tmp_path_factory.mktemp("runs") / "naive <b>&", labelled_ratio=0.25, settings=s, device="cpu")
+    return run(data, recipe("limited", rounds=2, selector__threshold=0.5), tmp_path_factory.mktemp("runs") / "naive <b>&", labeled_ratio=0.25, settings=s, device="cpu")
 
 
 def _fingerprint(folder):
@@ -181,10 +181,10 @@ def test_every_round(finished, data, number):
 
 
 def test_hidden_labels_stay_hidden(finished, data):
-    "Without oracle=True no mask of an unlabelled image is read."
-    labelled = set(finished.split["labelled"])
+    "Without oracle=True no mask of an unlabeled image is read."
+    labeled = set(finished.split["labeled"])
     def refuse(): raise AssertionError("a hidden label was read")
-    guarded = replace(data, train=type(data.train)([i if i.id in labelled else replace(i, read_mask=refuse) for i in data.train.items], name="guarded"))
+    guarded = replace(data, train=type(data.train)([i if i.id in labeled else replace(i, read_mask=refuse) for i in data.train.items], name="guarded"))
     assert diagnose(finished, guarded).findings
     with pytest.raises(AssertionError, match="hidden label"): diagnose(finished, guarded, oracle=True)
 
@@ -194,7 +194,7 @@ def test_other_masks_than_the_run_had_are_refused(finished, data, split, tmp_pat
     "By a diagnosis, by the rounds to come and by the score."
     again = open_run(shutil.copytree(finished.folder, tmp_path / "again"))
     (again.folder / "result.json").unlink() # what is scored is not scored again
-    one = finished.split["labelled" if split == "train" else "val"][0]
+    one = finished.split["labeled" if split == "train" else "val"][0]
     images = getattr(data, split)
     other = replace(data, **{split: images._with([replace(i, read_mask=lambda i=i: 1 - i.read_mask()) if i.id == one else i for i in images.items])})
     for use in (diagnose, lambda run, data: list(rounds(run, data)), finish):
@@ -203,7 +203,7 @@ def test_other_masks_than_the_run_had_are_refused(finished, data, split, tmp_pat
 
 
 def test_supervised_run_asks_about_some_images(data, tmp_path):
-    done = run(data, "supervised", tmp_path / "s", labelled_ratio=0.25, settings=Settings(steps=8, crop=64, evaluations=1), device="cpu")
+    done = run(data, "supervised", tmp_path / "s", labeled_ratio=0.25, settings=Settings(steps=8, crop=64, evaluations=1), device="cpu")
     k, _ = known_of(done, data, limit=5)
     assert k.kept is None and 3 <= len(k.pixels) <= 5 and k.predictions.folder.exists()
     folder = k.predictions.folder
@@ -214,8 +214,8 @@ def test_supervised_run_asks_about_some_images(data, tmp_path):
 def test_record_selection_masks_agree(finished):
     record = finished.records()[-1]
     d = diagnose(record)
-    assert d.about("class ratio")[0].value == pytest.approx(record.ratio_pseudo / record.ratio_labelled)
-    assert "dilution" in dict(d.left_out) # its line does not say how many images are labelled
+    assert d.about("class ratio")[0].value == pytest.approx(record.ratio_pseudo / record.ratio_labeled)
+    assert "dilution" in dict(d.left_out) # its line does not say how many images are labeled
     probs = np.stack([np.full((8, 8), 0.2), np.full((8, 8), 0.8)])
     import torch
     selection = apply(Rule((0.7, 0.7)), torch.tensor(probs))

@@ -119,7 +119,7 @@ def test_same_losses(alone, together, strategy):
 def test_predictions_without_gaps_or_repeats(alone, together):
     one, two = (Predictions(out / "runs" / "naive-r0.25-s0" / "predictions" / "round-3") for out in (alone, together[0]))
     assert one.ids == two.ids
-    assert max(np.abs(one.quantised(i).astype(int) - two.quantised(i)).max() for i in range(len(one))) < 65535 * 1e-4
+    assert max(np.abs(one.quantized(i).astype(int) - two.quantized(i)).max() for i in range(len(one))) < 65535 * 1e-4
 
 
 def test_one_voice_and_one_folder(alone, together):
@@ -188,7 +188,7 @@ def work(out):
     from pseudolabel_nb.training.rounds import run
     from pseudolabel_nb.training.settings import Settings
     torch.set_num_threads(1)
-    run(micrographs(n_train=8, n_val=2, n_test=2, size=64), "naive", out, labelled_ratio=0.25, settings=Settings(steps=8, crop=32, evaluations=1), device="auto")
+    run(micrographs(n_train=8, n_val=2, n_test=2, size=64), "naive", out, labeled_ratio=0.25, settings=Settings(steps=8, crop=32, evaluations=1), device="auto")
 if __name__ == "__main__": notebook_launcher(work, (sys.argv[1],), num_processes=2, use_port=sys.argv[2])
 '''
 

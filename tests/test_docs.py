@@ -39,7 +39,7 @@ def test_a_picture_has_a_text(cell, before, expected):
     ("[masks](00_masks.ipynb)", "[masks](masks.ipynb)"),
     ("[`f`](/measures/metrics.html#f)", "[`f`](../measures/metrics.ipynb#f)"),
     ("[`g`](/measures/metrics.html#g)", "[`g`](../measures/metrics.ipynb)"),
-    ("[changes](../../CHANGELOG.md), [licence](../../LICENSE)", "[changes](../changelog.md), licence"),
+    ("[changes](../../CHANGELOG.md), [license](../../LICENSE)", "[changes](../changelog.md), license"),
 ])
 def test_markdown_becomes_what_myst_reads(text, expected):
     assert build.markdown(text, "data/sources", {"measures/metrics": {"f"}}) == expected

@@ -12,7 +12,7 @@ from pseudolabel_nb.core import UserError
 from pseudolabel_nb.inference import ensembles
 from pseudolabel_nb.inference.ensembles import combine, combine_probs, combined_planes, register_combination, undecided
 from pseudolabel_nb.inference.predictions import Predictions, levels, store, with_background
-from pseudolabel_nb.measures.metrics import quantise
+from pseudolabel_nb.measures.metrics import quantize
 from pseudolabel_nb.strategies.ensemble import agreement
 from pseudolabel_nb.strategies.parts import Rule, apply
 
@@ -27,7 +27,7 @@ def stored(draw, classes=(2, 4)):
     members, n_classes, seed = draw(st.integers(1, 5)), draw(st.sampled_from(classes)), draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.full(n_classes, draw(st.sampled_from([0.1, 1.0, 30.0]))), (members, 3, 7)).transpose(0, 3, 1, 2)
-    q = quantise(p[:, 1:])
+    q = quantize(p[:, 1:])
     return with_background(np.where(rng.random((members, 1, 3, 7)) < 0.2, levels // n_classes + rng.integers(2, size=q.shape), q).astype(np.uint16))
 
 
@@ -71,7 +71,7 @@ def test_every_rule_gives_distributions_that_can_be_stored(probs, weights):
         made = combine_probs(probs, how, weights[:len(probs)])
         assert made.shape == probs.shape[1:] and made.dtype == torch.float32
         np.testing.assert_allclose(made.sum(0).numpy(), 1, atol=1e-4) # levels of four classes do not sum exactly
-        quantise(made) # refuses what is not in [0, 1]
+        quantize(made) # refuses what is not in [0, 1]
 
 
 @quick

@@ -46,7 +46,7 @@ def test_figures_are_those_of_apply(tmp_path, classes, thresholds):
     each = np.array([apply(state.rule, predictions.probs(i)).kept for i in range(len(predictions))])
     figures = state.figures()
     assert np.abs(np.array(figures.kept) - each.sum(0)).max() <= 0.01 * figures.pixels # histograms know 1/1024
-    assert figures.images == tuple((each > 0).sum(0)) and figures.trusted == len(predictions) and figures.labelled == 2
+    assert figures.images == tuple((each > 0).sum(0)) and figures.trusted == len(predictions) and figures.labeled == 2
     real = np.concatenate([data.train.mask(i).ravel() for i in (5, 6)])
     assert figures.ratio.real_ratio == pytest.approx((real > 0).mean(), abs=1e-6)
     counts = sum(confusion(apply(state.rule, validation.probs(i)).target[0].numpy(), data.val.mask(i), classes) for i in range(3))
@@ -101,13 +101,13 @@ def test_refused_changes_change_nothing(tmp_path):
     predictions, data, _ = made(tmp_path)
     state = ExplorerState(predictions, data)
     before = state.settings, state.recipe, state.rule
-    for wrong in (dict(thresholds=(0.5,)), dict(thresholds=(0.5, 1.5)), dict(image="nobody"), dict(preset="supervised"), dict(preset="naïve"), dict(zoom=0.5), dict(layers=("all",)), dict(centre=(2, 0))):
+    for wrong in (dict(thresholds=(0.5,)), dict(thresholds=(0.5, 1.5)), dict(image="nobody"), dict(preset="supervised"), dict(preset="naïve"), dict(zoom=0.5), dict(layers=("all",)), dict(center=(2, 0))):
         with pytest.raises(UserError): state.change(**wrong)
         assert (state.settings, state.recipe, state.rule) == before
     for click in (state.at_best_f1,):
         with pytest.raises(UserError, match="validation"): click()
     with pytest.raises(UserError, match="predicted images"): ExplorerState(predictions, from_arrays([np.zeros((8, 8))], ids=["else"]))
-    with pytest.raises(UserError, match="labelled images"): ExplorerState(predictions, data.train).at_prior()
+    with pytest.raises(UserError, match="labeled images"): ExplorerState(predictions, data.train).at_prior()
 
 
 def test_views_in_step(tmp_path):
@@ -167,8 +167,8 @@ def test_picture_marks_what_is_kept(tmp_path):
         target = apply(state.rule, predictions.probs(predictions.index(state.settings.image))).target[0].numpy()
         if layers and layers[0] != "probability": assert ((pixels != plain).any(2) <= (target == {"foreground": 1, "background": 0, "ignored": 255}[layers[0]])).all()
         assert not layers or (pixels != plain).any()
-    for zoom, centre in ((1, (0, 0)), (7, (1, 1)), (64, (0.3, 0.9))):
-        top, left, h, w = window_of((32, 20), zoom, centre)
+    for zoom, center in ((1, (0, 0)), (7, (1, 1)), (64, (0.3, 0.9))):
+        top, left, h, w = window_of((32, 20), zoom, center)
         assert 0 <= top <= top + h <= 32 and 0 <= left <= left + w <= 20 and h and w
 
 

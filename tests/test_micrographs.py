@@ -14,7 +14,7 @@ from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.data.mrc import read_mrc, read_mrc_header
 from pseudolabel_nb.data.orientation import orientation, read_picks
 from pseudolabel_nb.data.preparation import Preparation, fourier_resize, ignore_regions, mark_picks, picks_to_mask, prepare, resized_picks
-from pseudolabel_nb.data.sources import open_images, open_unlabelled
+from pseudolabel_nb.data.sources import open_images, open_unlabeled
 
 TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
@@ -61,7 +61,7 @@ def test_every_mode_in_both_byte_orders(tmp_path, mode, order, extended):
     found = read_mrc(path)
     np.testing.assert_array_equal(found, COUNTS)
     assert found.dtype.str[1:] == TYPES[mode]
-    images = open_unlabelled(tmp_path)
+    images = open_unlabeled(tmp_path)
     np.testing.assert_allclose(images.image(0)[0], (COUNTS - COUNTS.mean()) / COUNTS.std(), atol=1e-3)
     assert images.items[0].pixel == 1.5
 
@@ -94,7 +94,7 @@ def test_a_crop_reads_no_more_than_it_must(tmp_path):
     assert read_mrc_header(path).shape == (200_000, 50_000)
     assert read_mrc(path)[150_000:150_003, 40_000:40_002].sum() == 0
     large = put(tmp_path / "m" / "a.mrc", mrc_bytes(np.random.default_rng(0).normal(size=(2100, 2048)), 2))
-    kept = open_unlabelled(large.parent)._decoded(0).raw
+    kept = open_unlabeled(large.parent)._decoded(0).raw
     assert isinstance(kept, np.memmap) or isinstance(kept.base, np.memmap)
 
 
@@ -123,7 +123,7 @@ def test_micrographs_that_are_none(tmp_path):
             ("cut", whole[:-1], ("truncated", "1,840", "1,839")), ("half", whole[:600], ("truncated",)), ("empty", b"", ("truncated",)),
             ("long", whole + b"12345678", ("header and data do not belong together",)), ("text", b"coordinates\n" * 200, ("no MRC file",)),
             ("zero", mrc_bytes(COUNTS, 2, shape=(1, 0, 17)), ("sizes of at least 1",)), ("complex", mrc_bytes(COUNTS.astype("<c8"), 4, shape=(1, 12, 17)), ("mode 4", "complex")),
-            ("complex16", mrc_bytes(np.zeros((12, 34), "<i2"), 3, shape=(1, 12, 17)), ("mode 3", "complex")), ("colour", mrc_bytes(np.zeros((12, 51), "u1"), 16, shape=(1, 12, 17)), ("mode 16", "colours"))):
+            ("complex16", mrc_bytes(np.zeros((12, 34), "<i2"), 3, shape=(1, 12, 17)), ("mode 3", "complex")), ("color", mrc_bytes(np.zeros((12, 51), "u1"), 16, shape=(1, 12, 17)), ("mode 16", "colors"))):
         path = put(tmp_path / f"{name}.mrc", data)
         said(lambda path=path: read_mrc(path), str(path), *words)
     said(lambda: read_mrc(tmp_path / "gone.mrc"), "no such file")
@@ -136,7 +136,7 @@ def test_micrographs_that_are_none(tmp_path):
     for name, array, words in (("nan", np.where(COUNTS == COUNTS.max(), np.nan, COUNTS), "NaN"), ("inf", np.where(COUNTS == COUNTS.max(), np.inf, COUNTS), "infinite"), ("flat", np.full((12, 17), 3), "every pixel is 3")):
         folder = tmp_path / name
         put(folder / "a.mrc", mrc_bytes(array, 2))
-        said(lambda folder=folder: open_unlabelled(folder).image(0), "a.mrc", words)
+        said(lambda folder=folder: open_unlabeled(folder).image(0), "a.mrc", words)
 
 
 def test_a_stack_where_one_image_is_due(tmp_path):
@@ -202,7 +202,7 @@ def test_formats_by_hand(tmp_path, name, text, scores):
     found = read_coordinates(put(tmp_path / name, text), Sized("deep/a.tif"))
     assert set(found) == {"deep/a.tif"}
     picks = found["deep/a.tif"]
-    np.testing.assert_allclose(picks.centres, CENTRES)
+    np.testing.assert_allclose(picks.centers, CENTRES)
     np.testing.assert_allclose(picks.scores, [np.nan] * 2 if scores is None else scores)
     assert picks.size == (200, 400) and (np.isnan(picks.sizes).all() or "star" not in name)
 
@@ -210,7 +210,7 @@ def test_formats_by_hand(tmp_path, name, text, scores):
 def test_cryosparc(tmp_path):
     path = cs_bytes(tmp_path)
     picks = read_coordinates(path, Sized("a.mrc"))["a.mrc"]
-    np.testing.assert_allclose(picks.centres, CENTRES, atol=1e-3)
+    np.testing.assert_allclose(picks.centers, CENTRES, atol=1e-3)
     np.testing.assert_allclose(picks.scores, [0.9, 0.1], atol=1e-6)
     (alone,) = read_coordinates(path).values()
     assert alone.size == (200, 400) and image_key(alone.image) == "a"
@@ -225,12 +225,12 @@ def test_starfile_reads_the_same(tmp_path):
         ours = read_coordinates(path)
         for name, picks in ours.items():
             theirs = table[table["rlnMicrographName"] == name] if "rlnMicrographName" in table else table
-            np.testing.assert_allclose(picks.centres, theirs[["rlnCoordinateX", "rlnCoordinateY"]])
+            np.testing.assert_allclose(picks.centers, theirs[["rlnCoordinateX", "rlnCoordinateY"]])
         assert sum(map(len, ours.values())) == len(table)
     import pandas as pd
     frame = pd.DataFrame({"rlnMicrographName": ["with space/a.mrc"] * 2, "rlnCoordinateX": [30.0, 300.0], "rlnCoordinateY": [50.5, 120.0]})
     starfile.write({"optics": pd.DataFrame({"rlnOpticsGroup": [1]}), "particles": frame}, tmp_path / "b.star")
-    np.testing.assert_allclose(read_coordinates(tmp_path / "b.star", ["a.png"])["a.png"].centres, CENTRES)
+    np.testing.assert_allclose(read_coordinates(tmp_path / "b.star", ["a.png"])["a.png"].centers, CENTRES)
 
 
 @pytest.mark.parametrize("line, words", [("# don't", []), ("a.mrc 1 2 # it's here", ["a.mrc", "1", "2"]), ("'my grid/a.mrc' 1 '' # x", ["my grid/a.mrc", "1", ""]), ("Bob's.mrc 1 \"b c\"", ["Bob's.mrc", "1", "b c"]),
@@ -242,9 +242,9 @@ def test_a_folder_scale_and_diameter(tmp_path):
     for name in "ab": put(tmp_path / f"{name}.box", "10 30.5 40 40\n")
     found = read_coordinates(tmp_path, Sized("a.mrc", "b.mrc", "c.mrc"), diameter=30, scale=2)
     assert sorted(found) == ["a.mrc", "b.mrc"]
-    np.testing.assert_allclose(found["b.mrc"].centres, [[60, 101]])
+    np.testing.assert_allclose(found["b.mrc"].centers, [[60, 101]])
     np.testing.assert_allclose(found["b.mrc"].sizes, [60])
-    assert read_coordinates(put(tmp_path / "none" / "a.box", ""), Sized("a.mrc"))["a.mrc"].centres.shape == (0, 2)
+    assert read_coordinates(put(tmp_path / "none" / "a.box", ""), Sized("a.mrc"))["a.mrc"].centers.shape == (0, 2)
 
 
 def test_names(tmp_path):
@@ -298,7 +298,7 @@ def test_a_cs_path_in_an_old_encoding(tmp_path):
     table = np.array([(b"caf\xe9.mrc", (200, 400), 0.5, 0.5)], [("location/micrograph_path", "S20"), ("location/micrograph_shape", "u4", 2), ("location/center_x_frac", "f4"), ("location/center_y_frac", "f4")])
     with open(tmp_path / "a.cs", "wb") as f: np.save(f, table)
     (picks,) = read_coordinates(tmp_path / "a.cs").values()
-    np.testing.assert_allclose(picks.centres, [[200, 100]])
+    np.testing.assert_allclose(picks.centers, [[200, 100]])
 
 
 def test_two_files_for_one_image(tmp_path):
@@ -315,8 +315,8 @@ def test_two_files_for_one_image(tmp_path):
 
 def test_picks_keep_their_arrays_together():
     p = Picks([[1, 2], [3, 4]], [5, 6], [0.1, 0.9], "a", (10, 20))
-    np.testing.assert_allclose(p.flipped().centres, [[1, 7], [3, 5]])
-    np.testing.assert_allclose(p.scaled(2).scaled(0.5).centres, p.centres)
+    np.testing.assert_allclose(p.flipped().centers, [[1, 7], [3, 5]])
+    np.testing.assert_allclose(p.scaled(2).scaled(0.5).centers, p.centers)
     assert p.scaled(2).size == (20, 40) and len(p[p.scores > 0.5]) == 1 and len(Picks([])) == 0
     said(lambda: Picks([[1, 2, 3]]), "expected (1, 2)")
     said(lambda: Picks([[1, 2]], sizes=[1, 2]), "sizes of shape (2,)")
@@ -351,20 +351,20 @@ def test_no_side_is_taken_without_cause():
     assert not any(o.y for o in found)
     faint = orientation(image + np.random.default_rng(0).normal(0, 24, image.shape), picks)
     assert faint.y == "" and faint.probability > 0.99 and 3 < abs(faint.z_down) < 5 # one side is better, and still not good
-    both = Picks(np.concatenate([picks.centres, picks.flipped().centres]), np.full(60, 16.0), size=(300, 400))
+    both = Picks(np.concatenate([picks.centers, picks.flipped().centers]), np.full(60, 16.0), size=(300, 400))
     assert orientation(image, both).y == "" # a symmetric arrangement
     assert orientation(image, picks[:5]).y == "" # too few
     said(lambda: orientation(image, Picks([])), "none in any image")
-    said(lambda: orientation(image, Picks(picks.centres)), "no diameter")
+    said(lambda: orientation(image, Picks(picks.centers)), "no diameter")
 
 
 def test_read_picks_turns_or_refuses(tmp_path):
     image, picks = spots(30, 0)
     images = from_arrays([image], ids=["m.mrc"])
-    box = lambda p: "".join(f"{x - 8:.3f} {y - 8:.3f} 16 16\n" for x, y in p.centres)
+    box = lambda p: "".join(f"{x - 8:.3f} {y - 8:.3f} 16 16\n" for x, y in p.centers)
     put(tmp_path / "m.box", box(picks.flipped()))
     read, found = read_picks(tmp_path, images)
-    np.testing.assert_allclose(read["m.mrc"].centres, picks.centres, atol=0.01)
+    np.testing.assert_allclose(read["m.mrc"].centers, picks.centers, atol=0.01)
     assert found.y == "up" and "y points up" in str(found)
     put(tmp_path / "m.box", box(Picks(np.random.default_rng(0).uniform(20, 280, (30, 2)))))
     said(lambda: read_picks(tmp_path, images), "unclear whether y points down or up", 'y="down"')
@@ -399,14 +399,14 @@ def test_prepared_images_picks_and_masks_stay_together(tmp_path):
     drawn = mark_picks(small, {"image": picks}).mask(0)
     assert np.mean(drawn != small.mask(0)) < 0.01 # drawn small, and drawn large then reduced
     np.testing.assert_array_equal(drawn, picks_to_mask(moved, (100, 140)))
-    at = np.rint(moved.centres).astype(int)
+    at = np.rint(moved.centers).astype(int)
     assert small.image(0)[0][at[:, 1], at[:, 0]].mean() < small.image(0)[0].mean() - 2 # the dark spots lie where the picks say
     assert orientation(small.image(0)[0], moved).y == "down"
 
 
 def test_picks_follow_their_image():
     moved = resized_picks(Picks([[0, 0], [9.5, 3.5]], [4, 4], size=(8, 20)), (4, 5))
-    np.testing.assert_allclose(moved.centres, [[-0.375, -0.25], [2, 1.5]])
+    np.testing.assert_allclose(moved.centers, [[-0.375, -0.25], [2, 1.5]])
     np.testing.assert_allclose(moved.sizes, 4 * (0.5 * 0.25) ** 0.5)
     said(lambda: resized_picks(Picks([[0, 0]]), (4, 5)), "size of their image is unknown")
 
@@ -414,7 +414,7 @@ def test_picks_follow_their_image():
 def test_the_cache_follows_content_and_settings(tmp_path):
     path = put(tmp_path / "images" / "a.mrc", mrc_bytes(np.random.default_rng(0).normal(size=(64, 64)), 2))
     cache = tmp_path / "cache"
-    def made(**settings): return prepare(open_unlabelled(tmp_path / "images"), Preparation(**{"pixel": 3.0, **settings}), cache)
+    def made(**settings): return prepare(open_unlabeled(tmp_path / "images"), Preparation(**{"pixel": 3.0, **settings}), cache)
     first = made().image(0)
     assert first.shape == (1, 32, 32) and len(list(cache.iterdir())) == 1
     assert np.array_equal(made().image(0), first) and len(list(cache.iterdir())) == 1
@@ -474,12 +474,12 @@ def test_partly_annotated_micrographs_train(tmp_path):
     picks = {}
     for i, id in enumerate(data.train.ids):
         objects, n = label(data.train.mask(i))
-        centres = np.array(center_of_mass(objects > 0, objects, range(1, n + 1))).reshape(-1, 2)[:, ::-1]
-        picks[id] = Picks(centres[::2], np.full(len(centres[::2]), 15.0), image=id, size=data.train.shape(i))
+        centers = np.array(center_of_mass(objects > 0, objects, range(1, n + 1))).reshape(-1, 2)[:, ::-1]
+        picks[id] = Picks(centers[::2], np.full(len(centers[::2]), 15.0), image=id, size=data.train.shape(i))
     from dataclasses import replace
-    run = pnb.run(replace(data, train=mark_picks(data.train, picks)), pnb.recipe("pu", prior=0.04, rounds=1, student__background="unlabelled", student__sampling="pooled"), tmp_path / "run", labelled_ratio=0.5,
+    run = pnb.run(replace(data, train=mark_picks(data.train, picks)), pnb.recipe("pu", prior=0.04, rounds=1, student__background="unlabeled", student__sampling="pooled"), tmp_path / "run", labeled_ratio=0.5,
                   settings=pnb.Settings(steps=12, crop=64, evaluations=1), device="cpu")
-    assert run.status == "finished" and abs(run.records()[0].ratio_labelled - 0.04) < 1e-9
+    assert run.status == "finished" and abs(run.records()[0].ratio_labeled - 0.04) < 1e-9
 
 
 # ---- Zarr
@@ -499,7 +499,7 @@ def test_zarr_batches(tmp_path, version):
     assert len(data.train) == 5 and len(data.val) == 2
     np.testing.assert_array_equal(data.train.mask(4), masks[4].view("u1"))
     np.testing.assert_array_equal(data.train.items[4].read_image(), images[4])
-    assert len(open_unlabelled(tmp_path / "train")) == 5
+    assert len(open_unlabeled(tmp_path / "train")) == 5
     described = tmp_path / "train" / "b.zarr" / "images" / (".zarray" if version == 2 else "zarr.json")
     whole = json.loads(described.read_text())
     for codec, words in (({"id": "pickle"}, "pickles are never loaded"), ({"id": "astype", "encode_dtype": "<f4", "decode_dtype": "<f4"}, "stored with astype")):
@@ -544,11 +544,11 @@ def test_open_picked(tmp_path):
     data = pnb.open_picked(tmp_path / "grid", tmp_path / "boxes", 16, preparation=Preparation(longest=64), cache=tmp_path / "c")
     assert [len(s) for s in data.splits.values()] == [4, 1, 1, 2] and data.train.shape(0) == (64, 64)
     assert any("y points up" in n for n in data.notes) and data.notes[-1].startswith("prepared: Preparation(")
-    assert 0.03 < data.train.mask(0).mean() < 0.4 and not data.unlabelled.has_mask(0)
+    assert 0.03 < data.train.mask(0).mean() < 0.4 and not data.unlabeled.has_mask(0)
     again = pnb.open_picked(tmp_path / "grid", tmp_path / "boxes", 16)
     assert again.train.ids == data.train.ids and again.train.shape(0) == (128, 128)
-    found, _ = read_picks(tmp_path / "boxes", open_unlabelled(tmp_path / "grid"))
-    put(tmp_path / "half.tsv", "image_name\tx_coord\ty_coord\tscore\n" + "".join(f"{id}\t{x / 2}\t{y / 2}\t1\n" for id, p in found.items() for x, y in p.centres))
+    found, _ = read_picks(tmp_path / "boxes", open_unlabeled(tmp_path / "grid"))
+    put(tmp_path / "half.tsv", "image_name\tx_coord\ty_coord\tscore\n" + "".join(f"{id}\t{x / 2}\t{y / 2}\t1\n" for id, p in found.items() for x, y in p.centers))
     topaz = pnb.open_picked(tmp_path / "grid", tmp_path / "half.tsv", 16, scale=2)
     assert np.mean(topaz.train.mask(0) != again.train.mask(0)) < 0.01 and "y points down" in topaz.notes[1]
     other = pnb.open_picked(tmp_path / "grid", tmp_path / "boxes", 16, seed=1, shares=(0.4, 0.0))

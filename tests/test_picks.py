@@ -84,7 +84,7 @@ def test_the_curve_is_scikit_learns_by_definition():
         area, before = area + (hits / 60 - before) * hits / kept.sum(), hits / 60
         s = particle_scores(m, t)
         assert (s.precision, s.recall) == (pytest.approx(hits / kept.sum()), pytest.approx(hits / 60))
-        assert s.hits == len(one_to_one(picks.centres[kept], truth, 10))
+        assert s.hits == len(one_to_one(picks.centers[kept], truth, 10))
     assert particle_scores(m).auprc == pytest.approx(area)
     t, f1 = best_particle_threshold(m)
     assert f1 == max(particle_scores(m, x).f1 for x in picks.scores) == particle_scores(m, t).f1
@@ -111,33 +111,33 @@ def test_empty_pictures_are_scored():
 
 # ---- from areas to picks
 
-def discs(centres, diameter, shape) -> np.ndarray:
+def discs(centers, diameter, shape) -> np.ndarray:
     y, x = np.mgrid[:shape[0], :shape[1]]
-    return np.any([np.hypot(x - a, y - b) <= diameter / 2 for a, b in centres], axis=0)
+    return np.any([np.hypot(x - a, y - b) <= diameter / 2 for a, b in centers], axis=0)
 
 @pytest.mark.parametrize("diameter", [8, 15, 33, 70])
 def test_touching_discs_come_apart(diameter):
     d = diameter * 1.0
-    centres = np.array([[2, 2], [2.95, 2], [3.4, 2.85], [5, 5], [6, 5], [7, 5], [0.3, 6]]) * d
-    mask = discs(centres, d, (int(8 * d), int(8 * d)))
+    centers = np.array([[2, 2], [2.95, 2], [3.4, 2.85], [5, 5], [6, 5], [7, 5], [0.3, 6]]) * d
+    mask = discs(centers, d, (int(8 * d), int(8 * d)))
     picks, areas = find_particles(mask, d)
-    assert len(picks) == len(centres) == areas.max() and np.isnan(picks.scores).all()
-    pairs = one_to_one(picks.centres, centres, d / 4)
-    assert len(pairs) == len(centres)
+    assert len(picks) == len(centers) == areas.max() and np.isnan(picks.scores).all()
+    pairs = one_to_one(picks.centers, centers, d / 4)
+    assert len(pairs) == len(centers)
     for k in range(len(picks)):
         y, x = np.nonzero(areas == k + 1)
-        assert (x.mean(), y.mean()) == pytest.approx(tuple(picks.centres[k])) and 2 * (len(x) / np.pi) ** 0.5 == pytest.approx(picks.sizes[k])
+        assert (x.mean(), y.mean()) == pytest.approx(tuple(picks.centers[k])) and 2 * (len(x) / np.pi) ** 0.5 == pytest.approx(picks.sizes[k])
     assert ((areas > 0) <= mask).all() and (areas > 0).sum() > 0.99 * mask.sum()
 
 def test_ragged_outlines_make_no_particles_of_their_own():
     from scipy.ndimage import distance_transform_edt, gaussian_filter
     rng = np.random.default_rng(0)
-    centres = np.stack(np.meshgrid(np.arange(40, 400, 50), np.arange(40, 400, 50)), -1).reshape(-1, 2) + rng.integers(-4, 5, (64, 2))
+    centers = np.stack(np.meshgrid(np.arange(40, 400, 50), np.arange(40, 400, 50)), -1).reshape(-1, 2) + rng.integers(-4, 5, (64, 2))
     far = np.ones((440, 440), bool)
-    far[tuple(centres[:, ::-1].T)] = False
+    far[tuple(centers[:, ::-1].T)] = False
     noise = gaussian_filter(rng.normal(size=far.shape), 1.5) / 0.19
     for diameter, ragged, most in ((40, 7, 0), (20, 5, 12)):  # without smoothing 6 and 55 false ones
-        s = particle_scores(match_picks(find_picks(distance_transform_edt(far) <= diameter / 2 + ragged * noise, diameter, least=0.3), centres, diameter, within=0.3))
+        s = particle_scores(match_picks(find_picks(distance_transform_edt(far) <= diameter / 2 + ragged * noise, diameter, least=0.3), centers, diameter, within=0.3))
         assert s.false <= most and s.missed <= 2
 
 def test_specks_emptiness_fullness():
@@ -148,15 +148,15 @@ def test_specks_emptiness_fullness():
     assert len(find_picks(specks, 12)) == 0 and separate(specks > 0, 12).max() > 40
     target = np.full((40, 40), 255, "u1")
     target[10:20, 10:20] = 1
-    assert find_picks(target, 10).centres.tolist() == [[14.5, 14.5]]  # 255 is not particle
+    assert find_picks(target, 10).centers.tolist() == [[14.5, 14.5]]  # 255 is not particle
     with pytest.raises(UserError, match="diameter"): estimate_diameter([np.zeros((9, 9), bool)])
 
 def test_the_diameter_of_touching_discs_is_that_of_one():
     rng = np.random.default_rng(0)
-    centres = [*(c + k * np.array([14.0, 0]) for c in rng.uniform(30, 370, (20, 2)) for k in (0, 1)), *rng.uniform(20, 380, (10, 2))]
-    assert estimate_diameter(discs(centres, 16, (400, 400))) == pytest.approx(16, rel=0.1)
+    centers = [*(c + k * np.array([14.0, 0]) for c in rng.uniform(30, 370, (20, 2)) for k in (0, 1)), *rng.uniform(20, 380, (10, 2))]
+    assert estimate_diameter(discs(centers, 16, (400, 400))) == pytest.approx(16, rel=0.1)
 
-def test_true_centres_of_built_in_micrographs_are_found_from_their_masks():
+def test_true_centers_of_built_in_micrographs_are_found_from_their_masks():
     images = micrographs(n_train=6, size=256).train
     truth = [true_picks(images, i) for i in range(6)]
     found = [match_picks(find_picks(images.mask(i), 15.0), t, 15.0) for i, t in enumerate(truth)]
@@ -278,14 +278,14 @@ def test_independent_readers_find_the_same_coordinates(written, kind):
     for p in EXAMPLES:
         found = independent(written, kind, p)
         assert found.shape == (len(p), 3)
-        np.testing.assert_allclose(found[:, :2], p.centres.reshape(-1, 2), atol=0.01)
+        np.testing.assert_allclose(found[:, :2], p.centers.reshape(-1, 2), atol=0.01)
         np.testing.assert_allclose(found[:, 2], p.scores, atol=1e-3)
 
 @pytest.mark.parametrize("kind", ["star", "box", "cbox", "csv", "joint.star", "joint.csv", "joint.cs"])
 def test_our_reader_finds_the_same_coordinates(written, kind):
     found = read_coordinates(written / kind if kind.startswith("joint") else path_for(written / kind, EXAMPLES[0].image, f".{kind}"), [p.image for p in EXAMPLES])
     p = EXAMPLES[0]
-    np.testing.assert_allclose(found[p.image].centres, p.centres, atol=0.01)
+    np.testing.assert_allclose(found[p.image].centers, p.centers, atol=0.01)
     np.testing.assert_allclose(found[p.image].scores, p.scores, atol=1e-3)
 
 def test_relion_reads_the_first_table_of_a_coordinate_file(written):
@@ -343,7 +343,7 @@ def run(tmp_path_factory):
     "A run of a few steps."
     data = micrographs(n_train=20, n_val=5, n_test=2, size=64, coverage=0.1, noise=0.3)
     small = pnb.Settings(steps=80, crop=64, network_options=dict(widths=(8, 16)), evaluations=1)
-    return pnb.run(data, "supervised", tmp_path_factory.mktemp("run") / "run", labelled_ratio=1.0, settings=small, device="cpu")
+    return pnb.run(data, "supervised", tmp_path_factory.mktemp("run") / "run", labeled_ratio=1.0, settings=small, device="cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -416,14 +416,14 @@ def test_from_mrc_and_star_to_star_and_back(tmp_path, monkeypatch, capsys):
             f.set_data(images.image(i)[0])
             f.voxel_size = 8.0
     truth = {f"{id}.mrc": true_picks(images, i) for i, id in enumerate(images.ids)}
-    write_coordinates([Picks(p.centres, image=f"Micrographs/{n}", size=p.size) for n, p in truth.items()], tmp_path / "truth.star", pixel=8.0)
+    write_coordinates([Picks(p.centers, image=f"Micrographs/{n}", size=p.size) for n, p in truth.items()], tmp_path / "truth.star", pixel=8.0)
     monkeypatch.chdir(tmp_path)
     quick = ("--labeled-ratios", "1.0", "--strategy", "supervised", "--steps", "150", "--crop", "64", "--learning-rates", "0.01", "--device", "cpu", "--setting", "network_options={\"widths\": [8, 16]}")
     assert cli.train(["--data-dir", "Micrographs", "--picks", "truth.star", "--picks-y", "down", "--diameter", "15", "--longest", "96", "--output-dir", "out", *quick]) == 0
     assert cli.predict(["out/runs/supervised-r1-s0", "Micrographs", "--device", "cpu", "--format", "star,mask"]) == 0
     assert "diameter 15.0 px," in capsys.readouterr().out.splitlines()[-1]
-    assert cli.diagnose(["out/runs/supervised-r1-s0"]) == 0 and "without the images" not in capsys.readouterr().out # reduced, and labelled by picks
-    found = read_coordinates("picks/particles.star", pnb.open_unlabelled("Micrographs"))
+    assert cli.diagnose(["out/runs/supervised-r1-s0"]) == 0 and "without the images" not in capsys.readouterr().out # reduced, and labeled by picks
+    found = read_coordinates("picks/particles.star", pnb.open_unlabeled("Micrographs"))
     assert {p.size for p in found.values()} == {(128, 128)} and np.array(Image.open("picks/mask/train_0000.png")).shape == (128, 128)
     assert "_rlnMicrographPixelSize #4" in Path("picks/particles.star").read_text() and "Micrographs/train_0000.mrc" in Path("picks/autopick.star").read_text()
     assert particle_scores(match_picks(found.get(n, np.zeros((0, 2))), p, 15.0) for n, p in truth.items()).recall > 0.4
@@ -450,7 +450,7 @@ def test_slips_are_one_line(run, folder, tmp_path, capsys):
 
 def test_more_images_are_picked_later(run, folder, tmp_path):
     some, every = tmp_path / "some", tmp_path / "every"
-    images = pnb.open_unlabelled(folder)
+    images = pnb.open_unlabeled(folder)
     pick_images(run, images.subset(images.ids[:2]), some, ("csv",), diameter=12, device="cpu")
     read = []
     watched = ImageSet([Item(i.id, i.shape, lambda i=i: (read.append(i.id), i.read_image())[1]) for i in images.items])
@@ -495,7 +495,7 @@ def test_the_pixel_of_training_is_that_of_picking(run, folder, tmp_path, typed, 
 
 def test_an_image_that_changed_is_picked_again(run, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "grid")
-    pick = lambda: {p.image: len(p) for p in pick_images(run, pnb.open_unlabelled(tmp_path / "grid"), tmp_path / "out", ("csv",), diameter=12, device="cpu")}
+    pick = lambda: {p.image: len(p) for p in pick_images(run, pnb.open_unlabeled(tmp_path / "grid"), tmp_path / "out", ("csv",), diameter=12, device="cpu")}
     first = pick()
     assert pick() == first
     one = max(first, key=first.get)

@@ -50,7 +50,7 @@ class MadeUp:
         return Sweep(Path(out), "", failed)
 
     def train(self, r, folder, ratio, seed, say):
-        run = begin_run(folder, dict(data="d", labelled_ratio=ratio, seed=seed, recipe=to_dict(r)), dict(labelled=["a"], val=["v", str(seed)], test=["t"]), "cpu")
+        run = begin_run(folder, dict(data="d", labeled_ratio=ratio, seed=seed, recipe=to_dict(r)), dict(labeled=["a"], val=["v", str(seed)], test=["t"]), "cpu")
         noise = 0.01 * (seed % 2) # the same in all recipes, so that gains are exact
         base = self.base(ratio) if callable(self.base) else self.base
         f1 = base + noise + self.gains.get(r.name, 0.0)
@@ -59,7 +59,7 @@ class MadeUp:
         self.clock += self.minutes
         say(f"{folder.name}: round 0")
         run.add_record(RoundRecord(1, 1, f1, f1, f1, 0.5, True, "c", 1.0, 0.04, **more))
-        write_json(folder / "result.json", dict(f1=base - 0.05 + noise + self.test.get(r.name, 0.0), val_f1=f1, precision=f1, recall=f1, n_labelled=round(100 * ratio)))
+        write_json(folder / "result.json", dict(f1=base - 0.05 + noise + self.test.get(r.name, 0.0), val_f1=f1, precision=f1, recall=f1, n_labeled=round(100 * ratio)))
         self.trained.append(folder.name)
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.diagnostics.class_ratio import class_ratio, diagnose_pseudo_labels
 from pseudolabel_nb.inference.predictions import store, with_background
 from pseudolabel_nb.measures.metrics import (all_foreground_f1, best_threshold, binary_histogram, class_pixels, confusion, f1,
-                                             foreground_ratio, quantise, scores, threshold_curve, threshold_edges)
+                                             foreground_ratio, quantize, scores, threshold_curve, threshold_edges)
 from pseudolabel_nb.measures.prior import estimate_prior
 from pseudolabel_nb.measures.statistics import bootstrap_gain, paired_interval, resample_weights, sign_flip_p, sum_by_group
 from pseudolabel_nb.strategies.class_balanced import ClassBalanced
@@ -131,7 +131,7 @@ def test_curve_is_thresholding(case, bins):
     "At every edge of a histogram the curve gives what thresholding the probabilities themselves gives."
     p, target = case
     thresholds, precision, recall, curve = threshold_curve(binary_histogram(p, target, bins))
-    stored = (quantise(p) / 65535).astype(np.float32)
+    stored = (quantize(p) / 65535).astype(np.float32)
     for k in {0, 1, bins // 3, bins // 2, bins - 1}:
         for values in (stored, stored.astype(np.float64)):
             s = scores(confusion(values >= thresholds[k], target))
@@ -141,7 +141,7 @@ def test_curve_is_thresholding(case, bins):
 @quick
 @given(arrays(np.float32, 40, elements=st.floats(0, 1, width=32)), st.sampled_from([2, 64, 1024]))
 def test_single_precision_and_stored_probabilities_agree_at_every_edge(p, bins):
-    q = quantise(p)
+    q = quantize(p)
     for k, t in enumerate(threshold_edges(bins)): assert ((p >= t) == (q >= k * (65536 // bins))).all()
 
 
@@ -160,7 +160,7 @@ def test_recall_falls_and_best_is_best(case):
 
 @pytest.mark.parametrize("bad", [[-0.01], [1.01], [np.nan], [np.inf]])
 def test_logits_and_nan_are_no_probabilities(bad):
-    with pytest.raises(UserError, match="expected 0 to 1"): quantise(bad)
+    with pytest.raises(UserError, match="expected 0 to 1"): quantize(bad)
 
 
 @pytest.mark.parametrize("bins", [0, 1, 3, 1000, 131072])
@@ -293,7 +293,7 @@ def teacher(planes, order=None):
         yield store([(f"{i:02d}", planes[i]) for i in (range(len(planes)) if order is None else order)], d, n_classes=len(planes[0]) + 1)
 
 
-def known(classes, foreground=0.1, labelled=2): return Context((1 - foreground, *[foreground / (classes - 1)] * (classes - 1)), labelled)
+def known(classes, foreground=0.1, labeled=2): return Context((1 - foreground, *[foreground / (classes - 1)] * (classes - 1)), labeled)
 
 
 def all_probs(predictions): return torch.stack([predictions.probs(i) for i in range(len(predictions))])
@@ -331,10 +331,10 @@ def test_a_rule_depends_on_nothing_but_scores_and_ids(selector, classes, data):
 @each("classes", [2, 4])
 @few
 @given(st.data(), st.floats(0.01, 4), st.integers(1, 4))
-def test_no_selector_takes_more_images_than_its_limit(classes, data, ratio, labelled):
+def test_no_selector_takes_more_images_than_its_limit(classes, data, ratio, labeled):
     with teacher(data.draw(predicted_images(classes))) as predictions:
         for selector in (Limited(ratio=ratio), ClassBalanced(ratio=ratio), ClassQuantiles(ratio=ratio), ClassQuantiles(0.7, False, ratio)):
-            assert len(selector.fit([predictions], known(classes, labelled=labelled)).images) <= max(1, ratio * labelled + 1e-6)
+            assert len(selector.fit([predictions], known(classes, labeled=labeled)).images) <= max(1, ratio * labeled + 1e-6)
 
 
 @each("classes", [2, 4])
@@ -342,12 +342,12 @@ def test_no_selector_takes_more_images_than_its_limit(classes, data, ratio, labe
 @few
 @given(st.data())
 def test_stored_and_live_probabilities_are_selected_alike(selector, classes, data):
-    "What was stored, what is quantised on the fly, one image or a batch, whole or in windows."
+    "What was stored, what is quantized on the fly, one image or a batch, whole or in windows."
     planes = data.draw(predicted_images(classes))
     images = from_arrays(np.zeros((len(planes), side, side), "float32"), ids=[f"{i:02d}" for i in range(len(planes))])
     with teacher(planes) as predictions:
         rule = selector.fit([predictions], known(classes))
-        live = torch.stack([with_background(quantise(p)) for p in planes])
+        live = torch.stack([with_background(quantize(p)) for p in planes])
         assert torch.equal(live, all_probs(predictions))
         batch, pseudo = apply(rule, live).target.numpy(), PseudoImages(images, predictions, rule)
         for k, id in enumerate(rule.images):
@@ -406,7 +406,7 @@ def test_class_quantiles_meet_the_prior_wherever_two_cuts_can(data, foreground, 
     "Within a tenth, counted pixel by pixel; and a warning exactly where no cuts would do."
     with teacher(data.draw(predicted_images(2))) as predictions:
         rule, probs = ClassQuantiles(quantile).fit([predictions], context := known(2, foreground)), all_probs(predictions)
-        q = np.stack([predictions.quantised(i) for i in range(len(predictions))])
+        q = np.stack([predictions.quantized(i) for i in range(len(predictions))])
     off = misses(np.array(apply(rule, probs).kept), np.array(context.prior)).max()
     assert (off <= 0.1) == (not rule.warning) == (best_reachable(q, context.prior) <= 0.1)
     assert sum(rule.thresholds) > 1 - 1e-5 and "\n" not in rule.warning # no pixel passes both

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pseudolabel_nb.data.sources import open_images
-from pseudolabel_nb.data.splits import check_separate, divide_by_group, labelled_ids
+from pseudolabel_nb.data.splits import check_separate, divide_by_group, labeled_ids
 
 ROOT = os.environ.get("PSEUDOLABEL_DATA")
 
@@ -26,7 +26,7 @@ def test_vnc_mito():
     empty = [not s.mask(i).any() for s in data.splits.values() for i in range(len(s))]
     assert np.mean(empty) == pytest.approx(0.14, abs=0.01)
     check_separate(data)
-    picked = labelled_ids(data.train.ids, data.train.groups, 0.05)
+    picked = labeled_ids(data.train.ids, data.train.groups, 0.05)
     assert len(picked) == 9 == len({data.train.groups[data.train.index(i)] for i in picked})  # one of each tissue column
     a, b = divide_by_group(data.val.ids, data.val.groups)
     assert not {i[4:] for i in a} & {i[4:] for i in b}

@@ -1,4 +1,4 @@
-"""Every registered recipe, through the one loop: does it learn from unlabelled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
+"""Every registered recipe, through the one loop: does it learn from unlabeled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
 import json
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -73,14 +73,14 @@ def test_a_recipe_survives_json_and_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("classes", [2, 4])
-def test_unlabelled_windows_move_the_student_and_not_the_teacher(name, classes):
+def test_unlabeled_windows_move_the_student_and_not_the_teacher(name, classes):
     recipe = recipes[name]
-    if recipe.teacher.loss and classes > 2: pytest.skip("positive-unlabelled losses are binary, and say so")
+    if recipe.teacher.loss and classes > 2: pytest.skip("positive-unlabeled losses are binary, and say so")
     students = torch.nn.ModuleList([build_network("unet", 1, classes, seed=k, **SMALL) for k in range(recipe.student.networks)])
     teacher = build_network("unet", 1, classes, seed=7, **SMALL)
     images = torch.from_numpy(random_stream(0).normal(size=(4, 1, 16, 16)).astype("float32"))
     masks = torch.full((4, 16, 16), 255)
-    masks[2:] = torch.arange(256).view(16, 16) % classes # pseudo-labels; the labelled windows say nothing
+    masks[2:] = torch.arange(256).view(16, 16) % classes # pseudo-labels; the labeled windows say nothing
     second = images[2:].flip(0) if recipe.student.views == "two_strong" else images[:0]
     batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), torch.ones(4).bool(), images[2:], second)
     rule = Rule((1 / classes,) * classes) if recipe.live else None
@@ -92,11 +92,11 @@ def test_unlabelled_windows_move_the_student_and_not_the_teacher(name, classes):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_with_weight_0_a_phase_is_the_supervised_phase(name, tmp_path):
-    recipe, labelled, val = recipes[name], data().train.subset(data().train.ids[:4]), data().val
+    recipe, labeled, val = recipes[name], data().train.subset(data().train.ids[:4]), data().val
     pseudo = discs(6, 3)
     pseudo.rule = Rule((0.5, 0.5))
-    plain = Phase(1, 8, labelled, val)
-    silent = Phase(1, 8, labelled, val, pseudo, replace(recipe.student, weight=0.0), replace(recipe.teacher, decay=None), recipe.live)
+    plain = Phase(1, 8, labeled, val)
+    silent = Phase(1, 8, labeled, val, pseudo, replace(recipe.student, weight=0.0), replace(recipe.teacher, decay=None), recipe.live)
     weights = []
     for phase, folder in ((plain, tmp_path / "plain"), (silent, tmp_path / "silent")):
         train(phase, SETTINGS, folder)
@@ -107,7 +107,7 @@ def test_with_weight_0_a_phase_is_the_supervised_phase(name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_ends_and_an_interrupted_one_ends_alike(name, tmp_path):
-    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    options = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     whole = pnb.run(data(), name, tmp_path / "whole", **options)
     assert whole.status == "finished" and 0 <= whole.result["f1"] <= 1
     assert sum(r.steps for r in whole.records()) == SETTINGS.steps
@@ -129,7 +129,7 @@ VARIANTS = {
     "everything": Recipe("everything", ClassThresholds(0.55, 0.6), Moving("foreground", 0.7, 0.5), Teacher("average", decay=0.9), "step",
                          Student(0.5, 0.3, True, "paired", "restart", views="two_strong", mixing="copy_paste", feature_dropout=0.3), rounds=2),
     "peers_mixed": replace(recipes["cps"], name="peers_mixed", student=replace(recipes["cps"].student, mixing="cutmix", views="strong")),
-    "partly": replace(recipes["pu"], name="partly", prior=0.05, student=replace(recipes["pu"].student, background="unlabelled")),
+    "partly": replace(recipes["pu"], name="partly", prior=0.05, student=replace(recipes["pu"].student, background="unlabeled")),
     "pretrained": replace(recipes["best"], name="pretrained", teacher=replace(recipes["best"].teacher, pretraining=0.5, flips=True)),
     "topaz": replace(recipes["pu"], name="topaz", teacher=replace(recipes["pu"].teacher, loss="ge_binomial")),
 }
@@ -137,7 +137,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parts_can_be_joined(name, tmp_path):
-    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    options = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     whole = pnb.run(data(), VARIANTS[name], tmp_path / "whole", **options)
     with killed_after(19): pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)
     assert facts(pnb.run(data(), VARIANTS[name], tmp_path / "cut", **options)) == facts(whole)
@@ -145,7 +145,7 @@ def test_parts_can_be_joined(name, tmp_path):
 
 @pytest.mark.parametrize("kill", [18, 20, 21, 23]) # labels are made anew after 17 and 22 steps, states are saved after 16, 17, 20, 22
 def test_labels_made_anew_keep_the_decision_of_their_step(kill, tmp_path):
-    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    options = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     whole = pnb.run(data(), VARIANTS["reliable"], tmp_path / "whole", **options)
     with killed_after(kill): pnb.run(data(), VARIANTS["reliable"], tmp_path / "cut", **options)
     again = pnb.run(data(), VARIANTS["reliable"], tmp_path / "cut", **options)
@@ -154,7 +154,7 @@ def test_labels_made_anew_keep_the_decision_of_their_step(kill, tmp_path):
 
 @pytest.mark.parametrize(("kills", "restored"), [((), 6), ((3,), 6 + 1), ((6,), 6), ((9,), 6), ((2, 3, 2, 4), 6)]) # of 24 steps the first 6 restore patches, 6 more learn from labels; saved are 2, 4, 5, 6
 def test_pretraining_that_is_interrupted_ends_alike_and_is_not_done_twice(kills, restored, tmp_path, monkeypatch):
-    options, counted, honest = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], Restorer.loss
+    options, counted, honest = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu"), [], Restorer.loss
     monkeypatch.setattr(Restorer, "loss", lambda self, batch: (counted.append(self.step), honest(self, batch))[1])
     whole = pnb.run(data(), VARIANTS["pretrained"], tmp_path / "whole", **options)
     assert counted == list(range(6)) and max(m["step"] for m in whole.metrics() if m["round"] == 0) == 6
@@ -167,25 +167,25 @@ def test_pretraining_that_is_interrupted_ends_alike_and_is_not_done_twice(kills,
 
 
 def test_a_first_teacher_whose_record_could_not_be_written_is_not_trained_again(tmp_path, monkeypatch):
-    options, learnt, learn = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu"), [], loop.Trainer.learn
-    monkeypatch.setattr(loop.Trainer, "learn", lambda self, batch: (learnt.append(self.step), learn(self, batch))[1])
+    options, learned, learn = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu"), [], loop.Trainer.learn
+    monkeypatch.setattr(loop.Trainer, "learn", lambda self, batch: (learned.append(self.step), learn(self, batch))[1])
     with monkeypatch.context() as full, pytest.raises(OSError):
         full.setattr(pnb.Run, "add_record", lambda self, record: (_ for _ in ()).throw(OSError("disk full")))
         pnb.run(data(), VARIANTS["pretrained"], tmp_path, **options)
-    assert len(learnt) == 12
+    assert len(learned) == 12
     ended = pnb.run(data(), VARIANTS["pretrained"], tmp_path, **options)
-    assert len(learnt) == SETTINGS.steps and not [*ended.folder.glob("checkpoints/pretrained*")]
+    assert len(learned) == SETTINGS.steps and not [*ended.folder.glob("checkpoints/pretrained*")]
 
 
 SLIPS = [(lambda: Recipe("mine"), "no selector and 3 rounds; expected rounds=0"), (lambda: pnb.recipe("supervised", rounds=1), "no selector and 1 rounds"), (lambda: pnb.recipe("naive", selector=None), "no selector"),
-         (lambda: pnb.recipe("supervised", student__background="unlabelled"), "needs a first teacher that learns without labelled background"), (lambda: pnb.recipe("supervised", prior=4), "prior is 4"),
+         (lambda: pnb.recipe("supervised", student__background="unlabeled"), "needs a first teacher that learns without labeled background"), (lambda: pnb.recipe("supervised", prior=4), "prior is 4"),
          (lambda: pnb.recipe("pu", teacher__members=3), "expected 1 with reliable_negatives"), (lambda: pnb.Settings(foreground_share=1.5), "foreground_share is 1.5")]
 @pytest.mark.parametrize("call, said", SLIPS)
 def test_what_could_not_be_followed_is_refused(call, said):
     with pytest.raises(UserError, match=said): call()
 
 
-@pytest.mark.parametrize("name, changes, said", [("supervised", dict(loss="nnpu"), "learns from labelled and unlabelled windows together"), ("fixmatch", dict(foreground_share=1.0), "no window shows the classes as they occur")])
+@pytest.mark.parametrize("name, changes, said", [("supervised", dict(loss="nnpu"), "learns from labeled and unlabeled windows together"), ("fixmatch", dict(foreground_share=1.0), "no window shows the classes as they occur")])
 def test_settings_that_a_recipe_cannot_learn_with_are_refused(name, changes, said, tmp_path):
     with pytest.raises(UserError, match=said): pnb.run(data(), name, tmp_path, settings=replace(SETTINGS, **changes), device="cpu")
 
@@ -193,7 +193,7 @@ def test_settings_that_a_recipe_cannot_learn_with_are_refused(name, changes, sai
 def test_labels_without_background_are_refused(tmp_path):
     few = discs(12, 0)
     marked = pnb.Data("marked", from_arrays([few.image(k)[0] for k in range(12)], [np.where(few.mask(k), few.mask(k), 255) for k in range(12)]), discs(6, 1), discs(6, 2))
-    with pytest.raises(UserError, match="no background pixel in the 4"): pnb.run(marked, "supervised", tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    with pytest.raises(UserError, match="no background pixel in the 4"): pnb.run(marked, "supervised", tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["best", "mean_teacher", "cps"])
@@ -213,7 +213,7 @@ def test_a_loss_that_takes_the_prior_for_the_share_of_foreground_gets_windows_of
     assert len(said) == 16 and said.all() and not others.all()
 
 
-@pytest.mark.parametrize("student", [Student(sampling="paired", networks=2, loss="nnpu", background="unlabelled"), Student(sampling="paired", networks=2)])
+@pytest.mark.parametrize("student", [Student(sampling="paired", networks=2, loss="nnpu", background="unlabeled"), Student(sampling="paired", networks=2)])
 def test_peers_in_one_pass_learn_what_they_learn_in_two(student, monkeypatch):
     students = torch.nn.ModuleList([build_network("unet", 1, 2, seed=k, **SMALL) for k in range(2)]).eval()
     images, masks = torch.from_numpy(random_stream(0).normal(size=(4, 1, 16, 16)).astype("float32")), torch.full((4, 16, 16), 255)
@@ -229,7 +229,7 @@ def test_peers_in_one_pass_learn_what_they_learn_in_two(student, monkeypatch):
 @pytest.mark.parametrize("changes", [dict(teacher__pretraining=0.9), dict()])
 def test_members_that_would_get_no_step_are_refused(changes, tmp_path):
     with pytest.raises(UserError, match="3 members of the first teacher; expected some for each"):
-        pnb.run(data(), pnb.recipe("ensemble", rounds=1, **changes), tmp_path, labelled_ratio=0.34, settings=replace(SETTINGS, steps=24 if changes else 4), device="cpu")
+        pnb.run(data(), pnb.recipe("ensemble", rounds=1, **changes), tmp_path, labeled_ratio=0.34, settings=replace(SETTINGS, steps=24 if changes else 4), device="cpu")
 
 
 def test_a_first_teacher_begins_with_what_was_pretrained_but_for_its_last_layer(tmp_path):
@@ -243,7 +243,7 @@ def test_a_first_teacher_begins_with_what_was_pretrained_but_for_its_last_layer(
 
 
 def test_a_teacher_that_was_pretrained_is_not_shared_with_one_that_was_not(tmp_path):
-    options = dict(labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    options = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     plain, pretrained = (pnb.begin(data(), r, tmp_path / r.name, **options) for r in (recipes["best"], VARIANTS["pretrained"]))
     for _ in pnb.rounds(plain, data()): break
     with pytest.raises(UserError, match="starts differently"): adopt_teacher(pretrained, plain)
@@ -256,7 +256,7 @@ def test_labels_made_anew_go_by_the_decision_of_the_average_that_makes_them(tmp_
         told.append((v := honest(*args, **options)).threshold)
         return v
     monkeypatch.setattr(teaching, "validate", noted)
-    _, second = pnb.run(data(), VARIANTS["reliable"], tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu").records()
+    _, second = pnb.run(data(), VARIANTS["reliable"], tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu").records()
     assert len(told) == (second.steps - 1) // 5 and tuple(second.thresholds) == decided(2, told[-1])
 
 
@@ -278,7 +278,7 @@ def test_a_live_teacher_and_a_stored_one_of_the_same_precision_say_the_same(tmp_
 def test_a_live_teacher_averages_over_flips_where_the_recipe_says_so(name, asked, flips, tmp_path, monkeypatch):
     calls, honest = [], step.flip_averaged
     monkeypatch.setattr(step, "flip_averaged", lambda says: (calls.append(says), honest(says))[1])
-    run = pnb.run(data(), pnb.recipe(name, teacher__flips=flips), tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    run = pnb.run(data(), pnb.recipe(name, teacher__flips=flips), tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     assert len(calls) == flips * asked * run.records()[1].steps
 
 
@@ -297,14 +297,14 @@ def test_a_collapse_is_said_and_refused(what, tmp_path, monkeypatch):
     if what == "student":
         honest = rounds.train
         monkeypatch.setattr(rounds, "train", lambda phase, *rest: dict(honest(phase, *rest), **(dict(predicted=0.0) if phase.number else {})))
-    run = pnb.run(data(), recipe, tmp_path, labelled_ratio=0.34, settings=replace(SETTINGS, gate=0.0), device="cpu")
+    run = pnb.run(data(), recipe, tmp_path, labeled_ratio=0.34, settings=replace(SETTINGS, gate=0.0), device="cpu")
     record = run.records()[1]
     assert not record.accepted and run.result["best_round"] == 0
     assert f"the {what} {'have' if what == 'pseudo-labels' else 'has'} collapsed" in record.warning and ("threshold" in record.warning or "weight" in record.warning)
 
 
 def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
-    run = pnb.run(data(), VARIANTS["majority"], tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    run = pnb.run(data(), VARIANTS["majority"], tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     first, second, _ = run.records()
     assert len(first.members) == 3 and len({load_tensors(tmp_path / m)[0]["model.0.conv.weight"].sum().item() for m in first.members}) == 3
     assert {m["member"]: m["step"] for m in read_jsonl(tmp_path / "metrics.jsonl") if m["round"] == 0} == {0: 4, 1: 4, 2: 4}
@@ -318,7 +318,7 @@ def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
     (lambda: Recipe("r", Threshold(), refresh="step", teacher=Teacher("average")), "sampling=paired"),
     (lambda: Recipe("r", Threshold(), refresh=0), "refresh is 0"),
     (lambda: Recipe("r", Threshold(), teacher=Teacher(combine="reliable_negatives")), "teacher.loss"),
-    (lambda: replace(recipes["pu"], student=replace(recipes["pu"].student, background="unlabelled")), "prior"),
+    (lambda: replace(recipes["pu"], student=replace(recipes["pu"].student, background="unlabeled")), "prior"),
     (lambda: replace(recipes["cps"], student=Student(sampling="paired")), "peer"),
     (lambda: replace(recipes["mean_teacher"], teacher=Teacher("average", members=3)), "one network"),
     (lambda: Student(feature_dropout=0.5), "paired"),
@@ -333,27 +333,27 @@ def test_what_does_not_go_together_is_refused_with_the_reason(wrong, reason):
     assert "\n" not in str(error.value)
 
 
-def test_positive_unlabelled_losses_refuse_more_than_two_classes_before_training(tmp_path):
+def test_positive_unlabeled_losses_refuse_more_than_two_classes_before_training(tmp_path):
     three = pnb.Data("discs", discs(12, 0, 3), discs(6, 1, 3), discs(6, 2, 3))
     three = replace(three, **{k: type(s)(s.items, 1, 3) for k, s in three.splits.items()})
-    with pytest.raises(UserError, match="two classes"): pnb.run(three, "pu", tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    with pytest.raises(UserError, match="two classes"): pnb.run(three, "pu", tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_stored_teacher_has_no_probabilities_for_a_soft_loss(tmp_path):
     recipe = Recipe("soft", Threshold(0.5), student=Student(sampling="paired", loss="consistency"), rounds=1)
-    with pytest.raises(UserError, match="refresh=step"): pnb.run(data(), recipe, tmp_path, labelled_ratio=0.34, settings=SETTINGS, device="cpu")
+    with pytest.raises(UserError, match="refresh=step"): pnb.run(data(), recipe, tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
 
 
 def test_another_network_is_asked_anew(tmp_path):
     networks, images = [build_network("unet", 1, 2, seed=k, **SMALL) for k in range(2)], data().train
-    first = [predict(n, images, tmp_path / str(k)).quantised(0).copy() for k, n in enumerate(networks)]
+    first = [predict(n, images, tmp_path / str(k)).quantized(0).copy() for k, n in enumerate(networks)]
     assert not np.array_equal(*first)
-    for network, said in ((networks[0], first[0]), (networks[1], first[1]), (networks[0], first[0])): assert np.array_equal(predict(network, images, tmp_path / "one").quantised(0), said)
+    for network, said in ((networks[0], first[0]), (networks[1], first[1]), (networks[0], first[0])): assert np.array_equal(predict(network, images, tmp_path / "one").quantized(0), said)
     stamp = (tmp_path / "one/probs.u16").stat().st_mtime_ns
     predict(networks[0], images, tmp_path / "one")
     assert (tmp_path / "one/probs.u16").stat().st_mtime_ns == stamp
-    assert not np.array_equal(predict(networks[0], images, tmp_path / "one", flips=True).quantised(0), first[0])
+    assert not np.array_equal(predict(networks[0], images, tmp_path / "one", flips=True).quantized(0), first[0])
 
 
 def test_a_network_of_more_classes_is_refused(tmp_path):

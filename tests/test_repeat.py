@@ -39,7 +39,7 @@ def made(change=lambda splits: None, **more) -> pnb.Data:
 
 
 def run(folder, data=None, **more) -> pnb.Run:
-    return pnb.run(data or made(), RECIPE, folder, **dict(dict(labelled_ratio=0.25, settings=SETTINGS, device="cpu"), **more))
+    return pnb.run(data or made(), RECIPE, folder, **dict(dict(labeled_ratio=0.25, settings=SETTINGS, device="cpu"), **more))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,17 +68,17 @@ def at(split: str, which: int, image: int):
     (at("train", 0, 5), {"train"}), (at("val", 0, 1), {"val"}), (at("val", 1, 1), {"val"}), (at("test", 0, 2), {"test"}), (at("test", 1, 2), {"test"}),
 ], ids=["train image", "val image", "val mask", "test image", "test mask"])
 def test_going_on_with_other_pixels_of_the_same_name_is_refused(copy, change, named):
-    found = fingerprints(made(change), copy.split["labelled"])
+    found = fingerprints(made(change), copy.split["labeled"])
     assert {n for n in found if found[n] != copy.config["fingerprint"][n]} == named
     with pytest.raises(UserError, match=r"another config \(fingerprint\.") as error: run(copy.folder, made(change))
     assert "\n" not in str(error.value)
     assert [d.split(":")[0] for d in differences(copy, made(change))] == sorted(named)
 
 
-def test_masks_of_labelled_images_are_looked_at_and_no_others(copy):
-    labelled = [int(id.split("_")[1]) for id in copy.split["labelled"]]
-    hidden = next(i for i in range(12) if i not in labelled)
-    assert differences(copy, made(at("train", 1, labelled[0]))) == ["labelled: names, pixels or masks of the labelled images are not those of then"]
+def test_masks_of_labeled_images_are_looked_at_and_no_others(copy):
+    labeled = [int(id.split("_")[1]) for id in copy.split["labeled"]]
+    hidden = next(i for i in range(12) if i not in labeled)
+    assert differences(copy, made(at("train", 1, labeled[0]))) == ["labeled: names, pixels or masks of the labeled images are not those of then"]
     assert differences(copy, made(at("train", 1, hidden))) == []
     assert run(copy.folder, made(at("train", 1, hidden))).result == copy.result
 
@@ -87,19 +87,19 @@ def never(): raise HiddenLabels("a hidden mask was read")
 
 
 def test_a_whole_run_reads_no_hidden_mask(first, tmp_path):
-    data, labelled = made(), first.split["labelled"]
-    guarded = data.train._with([item if item.id in labelled else replace(item, read_mask=never) for item in data.train.items])
+    data, labeled = made(), first.split["labeled"]
+    guarded = data.train._with([item if item.id in labeled else replace(item, read_mask=never) for item in data.train.items])
     again = run(tmp_path / "guarded", replace(data, train=guarded))
     assert changed_outcome(first, again) == [] and again.config == first.config
 
 
 def test_sizes_groups_and_order_count(first):
     data = made()
-    same = fingerprints(data, first.split["labelled"])
-    assert fingerprints(replace(data, val=data.val.subset(data.val.ids[::-1])), first.split["labelled"])["val"] != same["val"]
-    assert fingerprints(replace(data, val=data.val._with([replace(i, group="a") for i in data.val.items])), first.split["labelled"])["val"] != same["val"]
-    assert fingerprints(replace(data, train=data.train.subset(data.train.ids[:-1])), first.split["labelled"])["train"] != same["train"]
-    assert fingerprints(replace(data, unlabelled=from_arrays(arrays(2, 9)[0])), first.split["labelled"]).keys() == {*same, "unlabelled"}
+    same = fingerprints(data, first.split["labeled"])
+    assert fingerprints(replace(data, val=data.val.subset(data.val.ids[::-1])), first.split["labeled"])["val"] != same["val"]
+    assert fingerprints(replace(data, val=data.val._with([replace(i, group="a") for i in data.val.items])), first.split["labeled"])["val"] != same["val"]
+    assert fingerprints(replace(data, train=data.train.subset(data.train.ids[:-1])), first.split["labeled"])["train"] != same["train"]
+    assert fingerprints(replace(data, unlabeled=from_arrays(arrays(2, 9)[0])), first.split["labeled"]).keys() == {*same, "unlabeled"}
 
 
 def test_each_file_is_read_once_and_at_most_sixteen_a_split():
@@ -125,7 +125,7 @@ def test_a_run_from_before_fingerprints_goes_on(copy, first):
 def test_a_folder_in_which_nothing_was_trained_takes_other_images(tmp_path):
     begin(made(), RECIPE, tmp_path, 0.25)
     other = begin(made(at("val", 0, 1)), RECIPE, tmp_path, 0.25)
-    assert other.config["fingerprint"] == fingerprints(made(at("val", 0, 1)), other.split["labelled"])
+    assert other.config["fingerprint"] == fingerprints(made(at("val", 0, 1)), other.split["labeled"])
 
 
 def test_a_teacher_of_other_images_is_not_adopted(first, tmp_path):
@@ -179,13 +179,13 @@ def test_data_that_are_called_or_read_otherwise_are_named(first):
 
 
 def test_splits_that_came_are_named(first):
-    assert differences(first, made(unlabelled=from_arrays(arrays(2, 9)[0], name="unlabelled"))) == ["unlabelled images: there now, but not then"]
+    assert differences(first, made(unlabeled=from_arrays(arrays(2, 9)[0], name="unlabeled"))) == ["unlabeled images: there now, but not then"]
 
 
 def test_images_that_are_gone_are_named_and_nothing_is_trained(first, tmp_path):
-    data, gone = made(), first.split["labelled"][0]
+    data, gone = made(), first.split["labeled"][0]
     less = replace(data, train=data.train.subset([id for id in data.train.ids if id != gone]), test=data.test.subset(data.test.ids[4:]))
-    assert differences(first, less)[-2:] == [f"labelled: 1 of 3 images are not there: {gone}", "test: 4 of 6 images are not there: image_0, image_1, image_2, …"]
+    assert differences(first, less)[-2:] == [f"labeled: 1 of 3 images are not there: {gone}", "test: 4 of 6 images are not there: image_0, image_1, image_2, …"]
     with pytest.raises(UserError, match=gone) as error: repeat(first, less, tmp_path / "again")
     assert "\n" not in str(error.value) and not (tmp_path / "again").exists()
 

@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> Path:
     data = pnb.Data("noise", noise(8, 0), noise(4, 1), noise(5, 2))
     for seed in (0, 1):
         for k, recipe in enumerate((recipes["supervised"], replace(recipes["naive"], name=WICKED, rounds=1, about=""))):
-            pnb.run(data, recipe, folder / "runs" / f"{k}-s{seed}", labelled_ratio=0.5, seed=seed, settings=SETTINGS, device="cpu")
+            pnb.run(data, recipe, folder / "runs" / f"{k}-s{seed}", labeled_ratio=0.5, seed=seed, settings=SETTINGS, device="cpu")
     pnb.begin(data, "limited", folder / "runs" / "begun", 0.5, 0, SETTINGS, "cpu")
     pnb.begin(data, "limited", folder / "tuning" / "not-counted", 0.5, 0, replace(SETTINGS, learning_rate=0.1), "cpu")
     shutil.copytree(folder / "runs" / "0-s0", folder / "runs" / "died")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.inference.predictions import Predictions, store, with_background
-from pseudolabel_nb.measures.metrics import quantise
+from pseudolabel_nb.measures.metrics import quantize
 from pseudolabel_nb.strategies.class_balanced import ClassBalanced, balanced_images
 from pseudolabel_nb.strategies.class_quantiles import ClassQuantiles
 from pseudolabel_nb.strategies.limited import Limited
@@ -45,7 +45,7 @@ def stored(images: list[np.ndarray], order=None):
 
 
 def context(classes: int) -> Context:
-    return Context(prior=(0.9,) + (0.1 / (classes - 1),) * (classes - 1), labelled=2)
+    return Context(prior=(0.9,) + (0.1 / (classes - 1),) * (classes - 1), labeled=2)
 
 
 @both
@@ -85,10 +85,10 @@ def test_the_order_of_storage_does_not_matter_and_ties_go_by_id(selector, classe
 @pytest.mark.parametrize("selector", LIMITS, ids=repr)
 @quick
 @given(st.data(), st.integers(1, 4))
-def test_never_more_images_than_the_limit(selector, classes, data, labelled):
+def test_never_more_images_than_the_limit(selector, classes, data, labeled):
     with stored(data.draw(planes(classes))) as predictions:
-        rule = selector.fit([predictions], Context(context(classes).prior, labelled))
-    assert len(rule.images) <= max(1, int(LIMITS[selector] * labelled))
+        rule = selector.fit([predictions], Context(context(classes).prior, labeled))
+    assert len(rule.images) <= max(1, int(LIMITS[selector] * labeled))
 
 
 @both
@@ -101,7 +101,7 @@ def test_stored_and_live_probabilities_of_one_precision_are_selected_alike(selec
         rule = selector.fit([predictions], context(classes))
         pseudo = PseudoImages(from_arrays([np.zeros((8, 8), "float32")] * 3, ids=list(predictions.ids)), predictions, rule)
         for k, id in enumerate(rule.images):
-            live = apply(rule, with_background(quantise(images[int(id)])))
+            live = apply(rule, with_background(quantize(images[int(id)])))
             assert np.array_equal(pseudo.mask(k), live.target[0].numpy())
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pseudolabel_nb.core import UserError
-from pseudolabel_nb.experiments.results import columns, summarise, summary_columns, table_text
+from pseudolabel_nb.experiments.results import columns, summarize, summary_columns, table_text
 from pseudolabel_nb.measures.evidence import (cohen_dz, count_signs, effect, paired_p, paired_power, pairs_needed, seeds_needed,
                                               sentence, smallest_p, weigh)
 from pseudolabel_nb.measures.ranking import holm, rank
@@ -268,7 +268,7 @@ def runs(**gains_of):
 
 
 def test_a_summary_read_back_gives_the_same_table(tmp_path):
-    summary = summarise(runs(supervised=[0, 0, 0], naive=[0.01, 0.02, -0.01], limited=[0.04, 0.05, 0.05], weighted=[0.01]), 0.08)
+    summary = summarize(runs(supervised=[0, 0, 0], naive=[0.01, 0.02, -0.01], limited=[0.04, 0.05, 0.05], weighted=[0.01]), 0.08)
     summary.to_csv(tmp_path / "summary.csv", index=False)
     assert table_text(pd.read_csv(tmp_path / "summary.csv")) == table_text(summary)
     assert list(summary) == list(summary_columns) and "3 of 3 up" in table_text(summary)
@@ -278,7 +278,7 @@ def test_a_summary_read_back_gives_the_same_table(tmp_path):
 @quick
 @given(tables(most=12))
 def test_the_table_fits_100_columns_and_its_p_values_are_holms(table):
-    summary = summarise(runs(supervised=[0] * len(next(iter(table.values()))), **{name * 15: g for name, g in table.items()}), 0.08)
+    summary = summarize(runs(supervised=[0] * len(next(iter(table.values()))), **{name * 15: g for name, g in table.items()}), 0.08)
     assert max(map(len, table_text(summary).splitlines())) <= 100
     tested = summary[summary["strategy"] != "supervised"]
     assert tested["p_holm"].tolist() == pytest.approx(holm(tested["p_t"]).tolist())

@@ -30,8 +30,8 @@ STEPS = 30 # a round pretends to have
 
 def begun(folder: Path, **recipe) -> Run:
     folder.mkdir(parents=True)
-    write_json(folder / "config.json", dict(data="d", classes=["background", "<b>particle"], seed=0, labelled_ratio=0.2, recipe=RECIPE | recipe, settings=dict(kind="Settings", steps=120, gate=0.75)))
-    write_json(folder / "split.json", dict(labelled=["a"], val=["b"], test=["c"]))
+    write_json(folder / "config.json", dict(data="d", classes=["background", "<b>particle"], seed=0, labeled_ratio=0.2, recipe=RECIPE | recipe, settings=dict(kind="Settings", steps=120, gate=0.75)))
+    write_json(folder / "split.json", dict(labeled=["a"], val=["b"], test=["c"]))
     write_json(folder / "environment.json", dict(device="cpu"))
     return Run(folder)
 
@@ -214,7 +214,7 @@ def test_only_the_overseen_thread_is_stopped():
 
 # ---- branches
 
-@pytest.mark.parametrize(("changes", "said"), [(dict(seed=1), "seed was settled"), ({"settings.steps": 10}, "settings.steps was settled"), (dict(steps=10), "steps was settled"), (dict(labelled_ratio=0.5), "labelled_ratio was settled"),
+@pytest.mark.parametrize(("changes", "said"), [(dict(seed=1), "seed was settled"), ({"settings.steps": 10}, "settings.steps was settled"), (dict(steps=10), "steps was settled"), (dict(labeled_ratio=0.5), "labeled_ratio was settled"),
                                                (dict(rounds=1), "rounds is 1"), (dict(rounds=2.5), "rounds is 2.5"), (dict(rounds=True), "cannot become True"), (dict(rounds=200), "60 of 120 steps are left"), ({"selector.x": 1}, "has no 'selector.x'"), ({"a.b.c": 1}, "has no 'a.b.c'"),
                                                ({"schedule.stop": "low"}, "cannot become 'low'"), ({"selector.threshold": 2.0, "schedule.stop": 1.4}, "threshold"), ({"schedule.field": "width"}, "moves 'width'")])
 def test_what_cannot_be_branched_is_refused_in_a_line(tmp_path, fake, changes, said):
@@ -270,7 +270,7 @@ def tiny():
 
 def begin_tiny(data, folder: Path) -> Run:
     import pseudolabel_nb as pnb
-    return pnb.begin(data, pnb.recipe("curriculum", rounds=2), folder, labelled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
+    return pnb.begin(data, pnb.recipe("curriculum", rounds=2), folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ def test_a_branch_is_trained_listed_and_scored(tiny, undisturbed, tmp_path):
     from pseudolabel_nb.experiments.results import read_results
     runs = tmp_path / "runs"
     shutil.copytree(undisturbed.folder, runs / "curriculum-r0.2-s0")
-    base = pnb.run(tiny, "supervised", runs / "supervised-r0.2-s0", labelled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
+    base = pnb.run(tiny, "supervised", runs / "supervised-r0.2-s0", labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
     old = open_run(runs / "curriculum-r0.2-s0")
     state = StepperState(old, lambda run: pnb.rounds(run, tiny), data=tiny)
     state.change(round=1)
@@ -355,7 +355,7 @@ def test_a_branch_is_trained_listed_and_scored(tiny, undisturbed, tmp_path):
     assert not state.error and [r.steps for r in new.records()] == [18, 9, 5, 4] and sum(r.steps for r in old.records()) == 36
     assert new.records()[2].thresholds == (0.6, 0.6) and new.records()[3].thresholds == (0.3, 0.3)
     for run in (old, new): pnb.finish(run, tiny)
-    assert pnb.begin(tiny, read_back(new), new.folder, labelled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu").records() == new.records() # begun again, it is gone on with
+    assert pnb.begin(tiny, read_back(new), new.folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu").records() == new.records() # begun again, it is gone on with
     table = read_results(tmp_path)
     assert sorted(table["strategy"]) == ["curriculum", "curriculum-after-1", "supervised"] and base.result
     gains = compare(runs).gains().set_index("recipe.name")

@@ -59,7 +59,7 @@ def test_numbers(tool):
 def test_rows_are_replaced_not_repeated(tool, tmp_path):
     "One row a run, in a fixed order, whatever came first."
     path = tmp_path / "results.csv"
-    row = dict(dataset="b", strategy="supervised", labeled_ratio=0.05, seed=1, phase="design", steps=10, precision=0.5, recall=0.5, f1=0.5, best_round=0, threshold=0.5, labelled=1, chosen_on=1, scored_on=4, seconds=3.2)
+    row = dict(dataset="b", strategy="supervised", labeled_ratio=0.05, seed=1, phase="design", steps=10, precision=0.5, recall=0.5, f1=0.5, best_round=0, threshold=0.5, labeled=1, chosen_on=1, scored_on=4, seconds=3.2)
     for change in (dict(), dict(dataset="a"), dict(seed=0), dict(f1=0.25)): tool.add_row(row | change, path)
     rows = tool.read_rows(path)
     assert [(r["dataset"], r["seed"], r["f1"]) for r in rows] == [("a", "1", "0.5000"), ("b", "0", "0.5000"), ("b", "1", "0.2500")]
@@ -94,7 +94,7 @@ def test_a_run_and_its_row(tool, tiny):
     "Two arms that begin alike share the first teacher, and a run that has its folder is not trained again."
     cells = [tool.Cell("small", name, 0.2, 1) for name in ("short naive", "short class_balanced")]
     first, _ = (tool.do(c, tiny, tiny / "work", "cpu") for c in cells)
-    assert (first["labelled"], first["chosen_on"], first["scored_on"], first["steps"]) == (4, 4, 4, 12)
+    assert (first["labeled"], first["chosen_on"], first["scored_on"], first["steps"]) == (4, 4, 4, 12)
     folders = [tool.begun(c, tiny, tiny / "work", "cpu")[0].folder for c in cells]
     a, b = ((f / "checkpoints" / "round-0.safetensors").read_bytes() for f in folders)
     assert a == b

@@ -128,7 +128,7 @@ def test_again_trains_nothing(alone):
 
 
 def test_what_the_first_teacher_predicts_is_shared(tmp_path):
-    "One store under several names where nothing else labelled since; nothing is left aside, and nothing of the user's is taken."
+    "One store under several names where nothing else labeled since; nothing is left aside, and nothing of the user's is taken."
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "notes.txt").write_text("mine")
     recipes = [pnb.recipe("naive", rounds=1), pnb.recipe("limited", rounds=1), pnb.recipe("naive", name="flipped", rounds=1, teacher__flips=True)]

@@ -27,7 +27,7 @@ def noise(n: int, seed: int) -> pnb.ImageSet:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder, data = tmp_path_factory.mktemp("a sweep"), pnb.Data("noise", noise(8, 0), noise(4, 1), noise(4, 2))
-    for name in ("supervised", "naive"): pnb.run(data, replace(recipes[name], rounds=1) if name == "naive" else name, folder / "runs" / name, labelled_ratio=0.5, settings=SETTINGS, device="cpu")
+    for name in ("supervised", "naive"): pnb.run(data, replace(recipes[name], rounds=1) if name == "naive" else name, folder / "runs" / name, labeled_ratio=0.5, settings=SETTINGS, device="cpu")
     return folder
 
 

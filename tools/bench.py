@@ -23,7 +23,7 @@ from statistics import median_low
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 TABLE = ROOT / "nbs" / "benchmarks" / "results" / "speed.csv"
-SIDE, BATCH, LABELLED = 256, 4, 0.05 # px; images a batch; share of the images that counts as labelled
+SIDE, BATCH, LABELED = 256, 4, 0.05 # px; images a batch; share of the images that counts as labeled
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Turns:
 # Training
 
 def training(folder: Path, images, steps: int) -> tuple[float, float]:
-    "`training.loop.train` on some labelled images, and the same number of plain steps."
+    "`training.loop.train` on some labeled images, and the same number of plain steps."
     import torch
 
     from pseudolabel_nb.data.loading import Windows, batch_at
@@ -131,7 +131,7 @@ def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tupl
 
     recipe, settings = named(name), Settings(steps=steps)
     student = recipe.student if recipe.live else replace(recipe.student, sampling="paired") # so that the batch always has its eight windows
-    rule = recipe.selector_at(1).fit([predictions], Context(labelled=len(images)))
+    rule = recipe.selector_at(1).fit([predictions], Context(labeled=len(images)))
     pseudo = PseudoImages(images.hide_masks(), predictions, rule)
     equal = replace(settings, batch_size=(1 if recipe.live else 2) * settings.batch_size)
     phases = (Phase(1, steps, images, images, pseudo, student, recipe.teacher, recipe.live), settings), (Phase(0, steps, images, images), equal)
@@ -154,7 +154,7 @@ def strategy_steps(network, images, folder: Path, steps: int, repeats: int):
         yield ratio_row(f"a step of {name}, over a supervised step" + " with an equal batch" * (name == "naive"), pairs, limit=limit)
 
 
-# Pseudo-labelling
+# Pseudo-labeling
 
 class Loaded:
     "As many images as one likes: a few, decoded and in memory, over and over under other names."
@@ -175,11 +175,11 @@ def pseudo_label(network, images, folder: Path) -> None:
     from pseudolabel_nb.strategies.pseudo_images import PseudoImages
 
     predictions = predict(network, images, folder, batch_size=BATCH)
-    rule = ClassBalanced().fit([predictions], Context(labelled=max(1, round(LABELLED * len(images)))))
+    rule = ClassBalanced().fit([predictions], Context(labeled=max(1, round(LABELED * len(images)))))
     PseudoImages(images, predictions, rule).kept()
 
 
-def pseudo_labelling(network, bare_network, images, n: int) -> tuple[float, float]:
+def pseudo_labeling(network, bare_network, images, n: int) -> tuple[float, float]:
     "`pseudo_label` on n images, and `model(batch)` on the same batches, made beforehand."
     import numpy as np
     import torch
@@ -207,7 +207,7 @@ def page(pool: Path, k: int):
     return np.array(np.load(pool, mmap_mode="r")[k])
 
 
-def peak_of_pseudo_labelling(n: int, pool: Path, weights: Path, threads: int) -> None:
+def peak_of_pseudo_labeling(n: int, pool: Path, weights: Path, threads: int) -> None:
     "Run in a process of its own: pseudo-label n images, each read from a file when it is its turn; print the peak in MiB."
     import numpy as np
     import torch
@@ -234,7 +234,7 @@ def peak_of_pseudo_labelling(n: int, pool: Path, weights: Path, threads: int) ->
 
 
 def peak(n: int, pool: Path, weights: Path, threads: int) -> float: # MiB
-    "`peak_of_pseudo_labelling` in a fresh process."
+    "`peak_of_pseudo_labeling` in a fresh process."
     call = [sys.executable, __file__, "--peak-of", str(n), str(pool), str(weights), "--threads", str(threads)]
     return float(subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -281,9 +281,9 @@ def measure(few: int, many: int, steps: int, pool: int, repeats: int, threads: i
         networks = build_network(), build_network().eval()
         for network in networks: load_network(weights, network)
         yield from strategy_steps(networks[0], images, folder, max(10, steps // 3), repeats)
-        pseudo_labelling(*networks, images, pool)
+        pseudo_labeling(*networks, images, pool)
         for n, times in ((few, repeats), (many, max(1, repeats // 3))): # the many are repeats in themselves
-            yield ratio_row(f"pseudo-labelling {n:,} images, over model(batch)", [pseudo_labelling(*networks, images, n) for _ in range(times)], goal=1.05, limit=1.15)
+            yield ratio_row(f"pseudo-labeling {n:,} images, over model(batch)", [pseudo_labeling(*networks, images, n) for _ in range(times)], goal=1.05, limit=1.15)
         if Path("/proc/self/status").exists():
             peaks = [peak(n, folder / "pool.npy", weights, threads) for n in (many, few)]
             yield ratio_row(f"peak anonymous memory, {many:,} images over {few:,}", [tuple(peaks)], "MiB", goal=1.05)
@@ -322,7 +322,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=TABLE, help="the CSV to write")
     p.add_argument("--peak-of", nargs=3, metavar=("N", "POOL", "WEIGHTS"), help=argparse.SUPPRESS)
     a = p.parse_args()
-    if a.peak_of: return peak_of_pseudo_labelling(int(a.peak_of[0]), Path(a.peak_of[1]), Path(a.peak_of[2]), a.threads)
+    if a.peak_of: return peak_of_pseudo_labeling(int(a.peak_of[0]), Path(a.peak_of[1]), Path(a.peak_of[2]), a.threads)
     sizes = dict(few=8, many=24, steps=6, pool=4, repeats=1) if a.quick else dict(few=300, many=3000, steps=150, pool=60, repeats=a.repeats)
     os.environ["IN_TEST"] = "1" # no progress bars: they write while others are timed
     facts, rows = machine(a.threads), []

@@ -74,7 +74,7 @@ def look(page, address: str, axe) -> dict:
         page.set_viewport_size({"width": 1280, "height": 900})
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         page.goto(address, wait_until="load")
-        page.wait_for_timeout(150)  # colours have settled
+        page.wait_for_timeout(150)  # colors have settled
         if scheme == "light": seen |= page.evaluate(READ)
         for v in axe.run(page, options={"preload": False} | ONLY[scheme]).response["violations"]:
             if v["impact"] in SERIOUS: seen["axe"].append(f"{scheme}, {v['impact']}: {v['id']} ({len(v['nodes'])}): {v['nodes'][0]['html'][:160]}")

@@ -78,20 +78,20 @@ def table(folder: Path, images: ImageSet, scratch: Path) -> list[dict]:
 
 
 def arms(data: Data, pickers: dict, scratch: Path) -> dict[str, tuple[ImageSet, str, float]]:
-    "What the networks are trained on: images with masks, recipe, share of labelled images."
+    "What the networks are trained on: images with masks, recipe, share of labeled images."
     images = data.train
     together, members = consensus(images, pickers, scratch / "consensus")
     unanimous = combine(members, scratch / "unanimous", "unanimous")
-    return {"one labelled": (images, "supervised", 1 / len(images)), "one labelled, class_balanced": (images, "class_balanced", 1 / len(images)),
+    return {"one labeled": (images, "supervised", 1 / len(images)), "one labeled, class_balanced": (images, "class_balanced", 1 / len(images)),
             "consensus, majority": (as_labels(images, together), "supervised", 1.0), "consensus, unanimous": (as_labels(images, unanimous), "supervised", 1.0),
-            "all labelled": (images, "supervised", 1.0),
+            "all labeled": (images, "supervised", 1.0),
             **{f"{name} alone": (mark_picks(images, pickers[name]), "supervised", 1.0) for name in pickers}}
 
 
 def no_network(test: ImageSet, pickers: dict, scratch: Path) -> dict:
     "What the majority of the pickers itself is worth on the test micrographs."
     together, _ = consensus(test, pickers, scratch / "consensus-test")
-    return dict(trained_on="no network: majority of the pickers", **{k: v for k, v in pixel_row(test, (together.quantised(i)[0] for i in range(len(test)))).items() if k in ("precision", "recall", "f1")})
+    return dict(trained_on="no network: majority of the pickers", **{k: v for k, v in pixel_row(test, (together.quantized(i)[0] for i in range(len(test)))).items() if k in ("precision", "recall", "f1")})
 
 
 def train(folder: Path, images: ImageSet, scratch: Path, device: str) -> list[dict]:
@@ -101,11 +101,11 @@ def train(folder: Path, images: ImageSet, scratch: Path, device: str) -> list[di
     small = prepare(images, Preparation(longest=LONGEST), scratch / "prepared")
     data = Data("empiar_10017", *(small.subset(small.ids[a:b]) for a, b in ((0, 6), (6, 8), (8, 12))))
     settings, rows = pnb.Settings(steps=STEPS), [no_network(data.test, pickers, scratch)]
-    for name, (labelled, recipe, ratio) in arms(data, pickers, scratch).items():
+    for name, (labeled, recipe, ratio) in arms(data, pickers, scratch).items():
         for seed in SEEDS:
-            run = pnb.run(replace(data, train=labelled, notes=(name,)), recipe, scratch / "runs" / f"{name}-{seed}".replace(" ", "-"), labelled_ratio=ratio, seed=seed, settings=settings, device=device)
+            run = pnb.run(replace(data, train=labeled, notes=(name,)), recipe, scratch / "runs" / f"{name}-{seed}".replace(" ", "-"), labeled_ratio=ratio, seed=seed, settings=settings, device=device)
             r = run.result
-            rows.append(dict(trained_on=name, recipe=recipe, seed=seed, labelled=len(run.split["labelled"]), precision=r["precision"], recall=r["recall"], f1=r["f1"], threshold=r["threshold"]))
+            rows.append(dict(trained_on=name, recipe=recipe, seed=seed, labeled=len(run.split["labeled"]), precision=r["precision"], recall=r["recall"], f1=r["f1"], threshold=r["threshold"]))
             print(f"{name}, seed {seed}: test F1 {r['f1']:.3f}", flush=True)
     return rows
 

@@ -50,7 +50,7 @@ def main():
     for name, data, ratio in data_sets(a.data):
         for seed in map(int, a.seeds.split(",")):
             crop = 64 if name == "micrographs" else 128
-            done = run(data, "supervised", Path(a.work) / f"{name}-{seed}", labelled_ratio=ratio, seed=seed, settings=Settings(steps=a.steps, crop=crop), device="cpu")
+            done = run(data, "supervised", Path(a.work) / f"{name}-{seed}", labeled_ratio=ratio, seed=seed, settings=Settings(steps=a.steps, crop=crop), device="cpu")
             known = from_run(done, data, oracle=True, limit=100)
             lines += list(rows_of(name, known, done.best().f1, seed, a.steps))
             print(name, seed, f"validation F1 {done.best().f1:.3f}", flush=True)

@@ -30,13 +30,13 @@ def blobs(rng: np.random.Generator, side: int) -> np.ndarray: # (side, side) flo
 
 
 def explorer(n: int, side: int, folder: Path) -> PseudoLabelExplorer:
-    "On `n` predicted images; two labelled and ten validation images make all figures live."
+    "On `n` predicted images; two labeled and ten validation images make all figures live."
     rng = np.random.default_rng(0)
     kinds = [blobs(rng, side) for _ in range(min(n, 10))]
     images = [(255 * p + rng.normal(0, 20, p.shape)).clip(0, 255).astype(np.uint8) for p in kinds]
     ids = [f"image_{k:03}" for k in range(n)]
     labels = [(p > 0.5).astype(np.uint8) for p in kinds]
-    train = from_arrays([images[k % len(kinds)] for k in range(n)] + images[:1], [None] * n + labels[:1], [*ids, "labelled"], name="train")
+    train = from_arrays([images[k % len(kinds)] for k in range(n)] + images[:1], [None] * n + labels[:1], [*ids, "labeled"], name="train")
     val = from_arrays(images, labels, name="val")
     predictions = store(((id, kinds[k % len(kinds)][None]) for k, id in enumerate(ids)), folder / "p")
     validation: Predictions = store(((id, p[None]) for id, p in zip(val.ids, kinds)), folder / "v")

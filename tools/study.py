@@ -6,7 +6,7 @@
     python tools/study.py DATA --sets                                     how many images there are, and what calling every pixel foreground would score
 
 DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted goes on in --work, so a call that
-was stopped is simply given again. Of the validation images a run may look at as many as it has labelled ones, drawn by seed (at most half of them); in
+was stopped is simply given again. Of the validation images a run may look at as many as it has labeled ones, drawn by seed (at most half of them); in
 phase `design` the others score it, in phase `test` the test set does. --device cuda uses a GPU.
 """
 import argparse
@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 
 ROWS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "study" / "results.csv"
-COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,f1_full,gain,gap_closed,best_round,threshold,labelled,chosen_on,scored_on,seconds".split(",")
+COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,f1_full,gain,gap_closed,best_round,threshold,labeled,chosen_on,scored_on,seconds".split(",")
 DATASETS = ("vnc_mito", "ldc_cells", "dsb2018")
 STEPS = dict(vnc_mito=8000, ldc_cells=4000, dsb2018=4000) # of a run; of short ones, for tuning and ablation, half as many
 def unet(*widths: int) -> dict:
@@ -44,20 +44,20 @@ class Arm:
     steps: float = 1
 
 
-TURNS = {"student.turns": "quarter"} # of the unlabelled windows
+TURNS = {"student.turns": "quarter"} # of the unlabeled windows
 EVERY_PIXEL = {"selector": {"kind": "EveryPixel"}}
 SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
 CUTMIX = {"student.mixing": "cutmix"}
-BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing": "both"} # pseudo-labelled foreground comes back into labelled windows
+BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing": "both"} # pseudo-labeled foreground comes back into labeled windows
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
-ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels all images every so many steps, and half of the pseudo-labelled windows are centred on foreground
+ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels all images every so many steps, and half of the pseudo-labeled windows are centered on foreground
 QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
-GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}, "student.turns": ""} # two images a labelled one in the first round, up to twenty in the second
-FEW = ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns": ""} # labels averaged over flips, windows turned as the labelled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
+GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}, "student.turns": ""} # two images a labeled one in the first round, up to twenty in the second
+FEW = ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns": ""} # labels averaged over flips, windows turned as the labeled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
 RELIABLE = {"selector": {"kind": "ReliableImages"}, "refresh": 400, "teacher.who": "student", "teacher.flips": True, "student.turns": ""} # the images of which a high F1 is expected, every pixel by the decision threshold
-TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labelled one, the best
+TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labeled one, the best
 FLIPPED = {"teacher.flips": True} # the average labels every window by what it says of its four flips
 PRETRAINED = {"teacher.pretraining": 0.75}, dict(teacher_share=0.4) # three tenths of all steps restore hidden patches, one tenth learns from labels, the rest is the student's
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
@@ -161,7 +161,7 @@ class Cell:
 
 
 def own_validation(data, ratio: float, seed: int, phase: str): # Data -> Data
-    "The data set as a run of the study may see it: as many validation images as labelled ones; what scores it as its test set."
+    "The data set as a run of the study may see it: as many validation images as labeled ones; what scores it as its test set."
     from pseudolabel_nb.core import random_stream
     order = [data.val.ids[k] for k in random_stream(seed, "validation of the study").permutation(len(data.val))]
     n = min(max(1, round(ratio * len(data.train))), len(order) // 2)
@@ -202,7 +202,7 @@ def do(cell: Cell, root: Path, work: Path, device: str) -> dict:
     r = finish(run, data)
     shutil.rmtree(run.folder / "predictions", ignore_errors=True)
     return dict(asdict(cell), steps=cell.steps, **{k: r[k] for k in ("precision", "recall", "f1", "best_round", "threshold", "seconds")},
-                labelled=r["n_labelled"], chosen_on=len(run.split["val"]), scored_on=len(run.split["test"]))
+                labeled=r["n_labeled"], chosen_on=len(run.split["val"]), scored_on=len(run.split["test"]))
 
 
 def read_rows(path: Path = ROWS) -> list[dict]:

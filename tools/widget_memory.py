@@ -67,7 +67,7 @@ def watching(folder: Path):
 def stepper(folder: Path):
     "A stepper over a short run; other rounds and images."
     import pseudolabel_nb as pnb
-    run = pnb.run(pnb.micrographs(n_train=40), pnb.recipe("curriculum", rounds=3), folder / "run", labelled_ratio=0.2, settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
+    run = pnb.run(pnb.micrographs(n_train=40), pnb.recipe("curriculum", rounds=3), folder / "run", labeled_ratio=0.2, settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
     view = pnb.CurriculumStepper(run)
     images = view.image.options
     return view, lambda k: view.state.change(round=k % 4, image=images[k % len(images)])

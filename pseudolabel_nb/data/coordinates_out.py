@@ -40,7 +40,7 @@ def _merit(picks: Picks) -> dict[str, list[str]]:
 
 def star_of_image(picks: Picks) -> str:
     "RELION's coordinates of one micrograph."
-    x, y = map(_decimals, picks.centres.reshape(-1, 2).T)
+    x, y = map(_decimals, picks.centers.reshape(-1, 2).T)
     return "\n# version 30001\n\n" + _table("", {"rlnCoordinateX": x, "rlnCoordinateY": y, **_merit(picks)})
 
 def star_of_files(
@@ -57,20 +57,20 @@ def star_of_particles(
     "RELION's list of particles (3.1 and later), the picks of all micrographs."
     optics = {"rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": ["1"], **({"rlnMicrographOriginalPixelSize": [f"{pixel:.6f}"], "rlnMicrographPixelSize": [f"{pixel:.6f}"]} if pixel == pixel else {})}
     joined = _joined(every)
-    x, y = map(_decimals, joined.centres.reshape(-1, 2).T)
+    x, y = map(_decimals, joined.centers.reshape(-1, 2).T)
     names = [_quoted(p.image) for p in every for _ in range(len(p))]
     return "\n# version 30001\n\n" + _table("optics", optics) + "\n# version 30001\n\n" + _table("particles", {"rlnMicrographName": names, "rlnCoordinateX": x, "rlnCoordinateY": y, **_merit(joined), "rlnOpticsGroup": ["1"] * len(joined)})
 
 def _joined(every: Sequence[Picks]) -> Picks:
     "The picks of all images in one."
-    return Picks(*(np.concatenate([np.zeros((0, 2) if k == "centres" else 0), *(getattr(p, k).reshape((-1, 2) if k == "centres" else -1) for p in every)]) for k in ("centres", "sizes", "scores")))
+    return Picks(*(np.concatenate([np.zeros((0, 2) if k == "centers" else 0), *(getattr(p, k).reshape((-1, 2) if k == "centers" else -1) for p in every)]) for k in ("centers", "sizes", "scores")))
 
 # %% ../../nbs/data/14_coordinates_out.ipynb #e1fc4e7f
 def _boxes(picks: Picks, box: float | None) -> np.ndarray: # (n, 4): corner x, y, width, height
-    "Boxes around the centres; raises `UserError` where no size is known."
+    "Boxes around the centers; raises `UserError` where no size is known."
     sides = picks.sizes if box is None else np.full(len(picks), float(box))
     if not (sides > 0).all(): raise UserError(f"{picks.image or 'picks'}: {(~(sides > 0)).sum():,} picks have no size, which a box needs; expected one, so pass box= in px")
-    return np.concatenate([picks.centres.reshape(-1, 2) - sides[:, None] / 2, sides[:, None], sides[:, None]], 1)
+    return np.concatenate([picks.centers.reshape(-1, 2) - sides[:, None] / 2, sides[:, None], sides[:, None]], 1)
 
 def box_of_image(picks: Picks, box: float | None = None) -> str:
     "EMAN's boxes of one image, tabs between: corner, width, height, and the score if there is one."
@@ -90,7 +90,7 @@ def csv_of(every: Sequence[Picks]) -> str:
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow(["image", "x", "y", "diameter", "score"])
-    for p in every: out.writerows(zip([p.image] * len(p), *map(_decimals, (*p.centres.reshape(-1, 2).T, p.sizes)), ("" if s != s else f"{s:.6f}" for s in p.scores)))
+    for p in every: out.writerows(zip([p.image] * len(p), *map(_decimals, (*p.centers.reshape(-1, 2).T, p.sizes)), ("" if s != s else f"{s:.6f}" for s in p.scores)))
     return text.getvalue()
 
 def cs_records(
@@ -106,7 +106,7 @@ def cs_records(
 
 def _cs_of_image(picks: Picks, pixel: float, fields: list) -> np.ndarray:
     table, micrograph = np.zeros(len(picks), fields), zlib.crc32(picks.image.encode())
-    x, y = picks.centres.reshape(-1, 2).T / np.array(picks.size[::-1])[:, None]
+    x, y = picks.centers.reshape(-1, 2).T / np.array(picks.size[::-1])[:, None]
     values = (micrograph << 32) + np.arange(len(picks), dtype=np.uint64), micrograph, 1, picks.image.encode(), picks.size, x, y, np.nan_to_num(pixel), np.nan_to_num(picks.scores)
     for (name, *_), value in zip(fields, values): table[name] = value
     return table

@@ -98,7 +98,7 @@ def _tiff(path: Path, decode: bool):
 # %% ../../nbs/data/01_files.ipynb #e3c45d6f
 def read_pixels(
     path: str | Path,
-    indices: bool = False, # a mask: keep the numbers of a palette image instead of its colours, and allow an image of one value
+    indices: bool = False, # a mask: keep the numbers of a palette image instead of its colors, and allow an image of one value
     image: int = 0, # of an MRC stack
 ) -> np.ndarray: # (H, W), (H, W, 3) or (H, W, 4), as stored
     "All pixels of an image file; raises `UserError` if it is truncated, damaged or of an unknown kind."
@@ -118,7 +118,7 @@ def _deep_png(image) -> bool:
 
 def _decode_deep(path: Path, image) -> np.ndarray: # uint16
     tile = image.tile[0]
-    if tile.args.startswith("LA"): raise UserError(f"{path}: 16-bit gray with transparency; expected gray or colour, so save it without the alpha channel")
+    if tile.args.startswith("LA"): raise UserError(f"{path}: 16-bit gray with transparency; expected gray or color, so save it without the alpha channel")
     upper = np.array(image, np.uint16)
     with _opened(path) as again:
         again.tile = [tile._replace(args=tile.args.replace("16B", "16L"))]

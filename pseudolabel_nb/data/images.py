@@ -25,7 +25,7 @@ class Item:
     id: str # unique in its split: the file's path below the images folder
     shape: tuple[int, int] # (H, W) in px, known without decoding
     read_image: Callable[[], np.ndarray] # -> (H, W) or (H, W, 3), the file's own dtype
-    read_mask: Callable[[], np.ndarray] | None = None # -> uint8 (H, W): class ids, 255 = ignore; None: unlabelled
+    read_mask: Callable[[], np.ndarray] | None = None # -> uint8 (H, W): class ids, 255 = ignore; None: unlabeled
     group: str = "" # images of one group never cross splits; the id if empty
     pixel: float = float("nan") # Å, where the file says so
 
@@ -75,7 +75,7 @@ class Decoded:
         columns: slice,
         channels: int, # 1 or 3
     ) -> np.ndarray: # float32 (channels, h, w)
-        "The standardised window; gray is repeated for three channels, colours are averaged for one."
+        "The standardized window; gray is repeated for three channels, colors are averaged for one."
         x = np.atleast_3d(self.raw[rows, columns]).transpose(2, 0, 1)
         if channels < len(x): x = x.mean(0, keepdims=True, dtype=np.float32)
         x = np.subtract(x, np.float32(self.mean), dtype=np.float32)
@@ -165,7 +165,7 @@ class ImageSet:
         return self.cache.get((self.name, "image", self.ids[i]), partial(_decode, self.items[i]))
 
     def image(self, i: int) -> np.ndarray:
-        "float32 (channels, H, W), standardised."
+        "float32 (channels, H, W), standardized."
         return self.crop(i, 0, 0, *self.shape(i))
 
     def crop(
@@ -195,7 +195,7 @@ class ImageSet:
 
     def _mask(self, i: int) -> np.ndarray:
         if self.hidden: raise HiddenLabels(f"{self.name}: the mask of {self.ids[i]} is hidden from training code")
-        if not self.has_mask(i): raise UserError(f"{self.name}: {self.ids[i]} has no mask; use labelled images here")
+        if not self.has_mask(i): raise UserError(f"{self.name}: {self.ids[i]} has no mask; use labeled images here")
         return self.cache.get((self.name, "mask", self.ids[i]), partial(_decode_mask, self.items[i]))
 
     def subset(self, ids: Sequence[str]) -> "ImageSet":
@@ -207,7 +207,7 @@ class ImageSet:
         return self._with([replace(item, read_mask=None) for item in self.items], hidden=True)
 
     def with_channels(self, channels: int) -> "ImageSet":
-        "The same images with `channels` channels: gray repeated, colours averaged."
+        "The same images with `channels` channels: gray repeated, colors averaged."
         return self._with(self.items, channels=channels)
 
     def _with(self, items: Sequence[Item], **changes) -> "ImageSet":
@@ -304,19 +304,19 @@ class Data:
     train: ImageSet | None = None
     val: ImageSet | None = None
     test: ImageSet | None = None
-    unlabelled: ImageSet | None = None
+    unlabeled: ImageSet | None = None
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ("background", "foreground")
 
     @property
     def splits(self) -> dict[str, ImageSet]:
         "The splits there are, by name."
-        return {n: s for n in ("train", "val", "test", "unlabelled") if (s := getattr(self, n)) is not None}
+        return {n: s for n in ("train", "val", "test", "unlabeled") if (s := getattr(self, n)) is not None}
 
     def pool(self) -> ImageSet:
-        "All images that can be pseudo-labelled or labelled: the training images and, under the names `unlabelled/…` that runs give them, those without labels."
-        train, bare = (s if s is not None else ImageSet(()) for s in (self.train, self.unlabelled))
-        return (train if len(train) else bare)._with([*train.items, *(replace(item, id=f"unlabelled/{item.id}") for item in bare.items)])
+        "All images that can be pseudo-labeled or labeled: the training images and, under the names `unlabeled/…` that runs give them, those without labels."
+        train, bare = (s if s is not None else ImageSet(()) for s in (self.train, self.unlabeled))
+        return (train if len(train) else bare)._with([*train.items, *(replace(item, id=f"unlabeled/{item.id}") for item in bare.items)])
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [("split", "images", "with masks", "size (px)", "channels"), *((n, *s.summary()[1:]) for n, s in self.splits.items())]

@@ -28,12 +28,12 @@ def foreground_points(
 def window_start(
     length: int, # of the image along this axis, px
     crop: int, # of the window, px
-    centre: float | None, # where the window should lie, px; None: anywhere
+    center: float | None, # where the window should lie, px; None: anywhere
     rng: np.random.Generator,
 ) -> int: # first pixel of the window, inside the image
-    "A random start, or the one that centres the window on `centre` as far as the image allows."
+    "A random start, or the one that centers the window on `center` as far as the image allows."
     room = max(length - crop, 0)
-    return int(rng.integers(room + 1)) if centre is None else int(np.clip(centre - crop // 2, 0, room))
+    return int(rng.integers(room + 1)) if center is None else int(np.clip(center - crop // 2, 0, room))
 
 # %% ../../nbs/data/08_loading.ipynb #f46f9c5b
 def pad_window(
@@ -65,11 +65,11 @@ def turned(
     return np.stack([affine_transform(x, order=1, mode="mirror", **view) for x in image]), *nearest
 
 class Windows:
-    "Random square windows of labelled or pseudo-labelled images, turned and mirrored."
+    "Random square windows of labeled or pseudo-labeled images, turned and mirrored."
     def __init__(self,
         source, # `ImageSet` with masks, or `PseudoImages`: `len`, `shape`, `crop`, `mask_crop`, `mask`
         crop: int = 128, # side of the window, px
-        foreground_share: float = 0.5, # of the windows, centred on a foreground pixel
+        foreground_share: float = 0.5, # of the windows, centered on a foreground pixel
         turns: str = "quarter", # "quarter": the eight orientations; "any": every angle, and 0.8 to 1.25 times as large
     ):
         self.source, self.crop, self.foreground_share, self.turns = source, crop, foreground_share, turns
@@ -98,9 +98,9 @@ class Windows:
         "One window of one image, turned and mirrored, and whether it was aimed at foreground."
         i, aimed = int(rng.integers(len(self))), rng.random() < self.foreground_share
         points = self.points(i) if aimed else ()
-        centre = points[rng.integers(len(points))] if len(points) else (None, None)
+        center = points[rng.integers(len(points))] if len(points) else (None, None)
         size = [min(s, self.crop) for s in self.source.shape(i)]
-        start = [window_start(s, self.crop, c, rng) for s, c in zip(self.source.shape(i), centre)]
+        start = [window_start(s, self.crop, c, rng) for s, c in zip(self.source.shape(i), center)]
         window = self._at_an_angle(i, start, rng) if self.turns == "any" else pad_window(*self._cut(i, start, size), self.crop)
         turns, mirror = rng.integers(4), 1 - 2 * rng.integers(2)
         return *(np.rot90(x, turns, (-2, -1))[..., ::mirror] for x in window), aimed
@@ -113,7 +113,7 @@ class Batch(NamedTuple):
     is_pseudo: Tensor # (n,) bool
     weights: Tensor # (n, crop, crop) float32: of a pixel relative to the others of its kind
     fair: Tensor # (n,) bool: drawn anywhere, not aimed at foreground; together they show the classes as they occur
-    plain: Tensor # (m, channels, crop, crop) the pseudo-labelled windows as they are, for a teacher
+    plain: Tensor # (m, channels, crop, crop) the pseudo-labeled windows as they are, for a teacher
     second: Tensor # (m, channels, crop, crop) another view of them, or (0, …) where none was asked for
 
 def _part(windows: Windows, n: int, rng: np.random.Generator, view: Callable) -> list[tuple]:
@@ -126,21 +126,21 @@ def _images(windows: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
 
 def batch_at(
     step: int, # from 0
-    labelled: Windows,
+    labeled: Windows,
     pseudo: Windows | None = None,
-    batch_size: int = 4, # labelled windows; with pseudo-labels the batch has twice as many places
+    batch_size: int = 4, # labeled windows; with pseudo-labels the batch has twice as many places
     sampling: str = "pooled", # or "paired"
     seed: int = 0,
     phase: int = 0, # the round, so that rounds see other batches
-    augment: Callable = lambda image, rng: image, # (image (channels, h, w), rng) -> image; of labelled windows
-    views: tuple[Callable, ...] = (), # one or two of the same kind, of pseudo-labelled windows; (): `augment`
+    augment: Callable = lambda image, rng: image, # (image (channels, h, w), rng) -> image; of labeled windows
+    views: tuple[Callable, ...] = (), # one or two of the same kind, of pseudo-labeled windows; (): `augment`
 ) -> Batch:
     "The batch of a step: a pure function of seed, phase and step."
     n, m = batch_size, 0
     if pseudo is not None and len(pseudo):
-        n = batch_size if sampling == "paired" else int(random_stream(seed, "places", phase, step).binomial(2 * batch_size, len(labelled) / (len(labelled) + len(pseudo))))
+        n = batch_size if sampling == "paired" else int(random_stream(seed, "places", phase, step).binomial(2 * batch_size, len(labeled) / (len(labeled) + len(pseudo))))
         m = 2 * batch_size - n
-    parts = _part(labelled, n, random_stream(seed, "labelled", phase, step), augment)
+    parts = _part(labeled, n, random_stream(seed, "labeled", phase, step), augment)
     first, *more = views or (augment,)
     if m: parts += _part(pseudo, m, random_stream(seed, "pseudo", phase, step), first)
     images, masks, weights, fair, plain = zip(*parts)
@@ -151,7 +151,7 @@ def batch_at(
                  torch.from_numpy(np.stack(weights)), torch.tensor(fair), _images(plain[n:], shape), _images(second, shape))
 
 def batches(
-    labelled, # `ImageSet` with masks
+    labeled, # `ImageSet` with masks
     pseudo=None, # `PseudoImages`, or an `ImageSet` whose masks are pseudo-labels
     steps: int = 1000,
     crop: int = 128, # px
@@ -159,6 +159,6 @@ def batches(
     **options, # to `batch_at`: batch_size, sampling, seed, phase, augment
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]: # images, masks, is_pseudo, as in `Batch`
     "Batches for a training loop of your own."
-    if not len(labelled): raise UserError("no labelled images; expected at least one, so raise the labelled ratio")
-    a, b = (None if s is None else Windows(s, crop, foreground_share) for s in (labelled, pseudo))
+    if not len(labeled): raise UserError("no labeled images; expected at least one, so raise the labeled ratio")
+    a, b = (None if s is None else Windows(s, crop, foreground_share) for s in (labeled, pseudo))
     return (batch_at(step, a, b, **options)[:3] for step in range(steps))

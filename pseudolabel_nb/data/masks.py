@@ -26,17 +26,17 @@ def draw_box(
 ) -> None:
     "Draw one box; parts outside the image are cut off."
     x, y, w, h = map(float, bbox)
-    rows, columns = _centres(y, h, mask.shape[0]), _centres(x, w, mask.shape[1])
+    rows, columns = _centers(y, h, mask.shape[0]), _centers(x, w, mask.shape[1])
     v, u = (rows + 0.5 - y) / h * 2 - 1, (columns + 0.5 - x) / w * 2 - 1  # -1 to 1 across the box
     inside = v[:, None] ** 2 + u[None] ** 2 <= 1 if boxes == "ellipse" else np.ones((len(v), len(u)), bool)
     mask[rows[:1].sum():, columns[:1].sum():][:len(v), :len(u)][inside] = value
 
-def _centres(
+def _centers(
     start: float, # px
     length: float, # px
     size: int, # px
 ) -> np.ndarray: # indices
-    "Indices of the pixels along one axis whose centres lie in the interval."
+    "Indices of the pixels along one axis whose centers lie in the interval."
     return np.arange(max(0, int(np.ceil(start - 0.5))), min(size, int(np.ceil(start + length - 0.5))))
 
 def boxes_to_mask(
@@ -176,10 +176,10 @@ def apply_convention(
     return np.array([allowed[v] for v in values.tolist()], np.uint8)[np.searchsorted(values, raw)] if known and convention != "0/1" else raw.astype(np.uint8)
 
 def one_channel(raw: np.ndarray, name: str) -> np.ndarray:
-    "A gray mask saved as RGB, as (H, W); raises `UserError` for a coloured one."
+    "A gray mask saved as RGB, as (H, W); raises `UserError` for a colored one."
     if raw.ndim == 2: return raw
     if (raw[..., :1] == raw).all(): return raw[..., 0]
-    raise UserError(f"{name}: mask in colours; expected one gray value a pixel, so save class ids in a single channel")
+    raise UserError(f"{name}: mask in colors; expected one gray value a pixel, so save class ids in a single channel")
 
 def _list(allowed: dict) -> str:
     values = [str(v) for v in allowed]

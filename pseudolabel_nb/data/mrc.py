@@ -17,7 +17,7 @@ from ..core import UserError
 
 # %% ../../nbs/data/10_mrc.ipynb #745aa8ae
 MODES = {0: "8-bit integers", 1: "16-bit integers", 2: "32-bit floats", 3: "complex 16-bit integers", 4: "complex 32-bit floats", 6: "unsigned 16-bit integers",
-         12: "16-bit floats", 16: "colours of three bytes", 101: "4-bit integers"}
+         12: "16-bit floats", 16: "colors of three bytes", 101: "4-bit integers"}
 _TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
 _IMOD = 1146047817 # its stamp
 _NSYMBT = 92 # where the header says how long the extended one is

@@ -72,30 +72,30 @@ def npz_items(
     splits: dict[str, Sequence[Path]], # files of each split
     mask_values: str = "auto", # or a mask convention
     multiclass: bool = False,
-    labelled: bool = True, # masks are needed
+    labeled: bool = True, # masks are needed
     cache: Cache | None = None, # for the arrays of whole files; its own if None
 ) -> tuple[dict[str, tuple[list[Item], int]], int, str]: # items and channels by split, n_classes, note
     "The images in NPZ files; raises `UserError` for arrays that are missing or do not fit."
     cache = Cache() if cache is None else cache
-    shapes = {f: _checked(f, labelled) for files in splits.values() for f in files}
-    convention, n, note = _decide(cache, shapes, mask_values, multiclass) if labelled else ("", 2, "")
+    shapes = {f: _checked(f, labeled) for files in splits.values() for f in files}
+    convention, n, note = _decide(cache, shapes, mask_values, multiclass) if labeled else ("", 2, "")
     sets = {}
     for s, files in splits.items():
-        items = [Item(f"{f.stem}/{k:0{len(str(shapes[f][0]))}}", size, partial(_image, cache, f, k), partial(_mask, cache, f, k, size, convention, n) if labelled else None)
+        items = [Item(f"{f.stem}/{k:0{len(str(shapes[f][0]))}}", size, partial(_image, cache, f, k), partial(_mask, cache, f, k, size, convention, n) if labeled else None)
                  for f in files for size in [shapes[f][1]] for k in range(shapes[f][0])]
         sets[s] = items, max(shapes[f][2] for f in files)
     return sets, n, note
 
-def _checked(path: Path, labelled: bool) -> tuple[int, tuple[int, int], int]:
+def _checked(path: Path, labeled: bool) -> tuple[int, tuple[int, int], int]:
     "(number of images, (H, W), channels) of one file."
     headers = read_array_headers(path)
-    need = ("images", "masks") if labelled else ("images",)
+    need = ("images", "masks") if labeled else ("images",)
     if lost := [n for n in need if n not in headers]: raise UserError(f"{path}: no array {lost[0]}; found {', '.join(headers) or 'none'}; expected images (N, H, W) and masks (N, H, W), so save them under these names")
     shape, dtype = headers["images"]
     size, channels = _layout(shape)
     if not size or dtype.kind not in "buif" or 0 in shape: raise UserError(f"{path}: images of shape {shape} and type {dtype}; expected numbers (N, H, W), (N, H, W, 3) or (N, 1 or 3, H, W), with at least one image")
     if size[0] * size[1] > MAX_PIXELS: raise UserError(f"{path}: images of {size[0]} × {size[1]} px; expected at most {MAX_PIXELS:,} pixels each, so cut them into tiles")
-    if not labelled: return shape[0], size, channels
+    if not labeled: return shape[0], size, channels
     m, kind = headers["masks"]
     if m not in ((shape[0], *size), (shape[0], 1, *size), (shape[0], *size, 1)): raise UserError(f"{path}: masks of shape {m}; expected {(shape[0], *size)} as the images, so save one mask of the same size for each")
     if kind.kind not in "buif": raise UserError(f"{path}: masks of type {kind}; expected numbers, so save class ids, -1 or 255 to ignore")

@@ -31,7 +31,7 @@ def local_contrast(
     image: np.ndarray, # (H, W)
     diameter: float, # of a particle, px
 ) -> tuple[np.ndarray, int]: # (h, w), and by how much it is reduced
-    "How much brighter each place is than its neighbourhood, on a reduced image."
+    "How much brighter each place is than its neighborhood, on a reduced image."
     from scipy.ndimage import gaussian_filter
     factor = max(1, round(diameter / 8))
     small, d = reduced(image, factor), diameter / factor
@@ -112,10 +112,10 @@ def _both_ways(images: ImageSet, id: str, picks: Picks, diameter: float, seed: i
     "z of the picks as they are and flipped, on each scale."
     i, found = images.index(id), []
     image, height = images.image(i).mean(0), images.shape(i)[0]
-    ways = picks.centres, np.stack([picks.centres[:, 0], height - 1 - picks.centres[:, 1]], 1)
+    ways = picks.centers, np.stack([picks.centers[:, 0], height - 1 - picks.centers[:, 1]], 1)
     for scale in scales:
         contrast, factor = local_contrast(image, diameter * scale)
-        found.append([stand_out(contrast, (centres + 0.5) / factor - 0.5, random_stream(seed, "orientation", id)) for centres in ways])
+        found.append([stand_out(contrast, (centers + 0.5) / factor - 0.5, random_stream(seed, "orientation", id)) for centers in ways])
     return found
 
 def _diameter(picks: dict[str, Picks]) -> float:

@@ -90,7 +90,7 @@ def working_shape(
     return tuple(max(1, round(s * factor)) for s in shape)
 
 def prepare_image(
-    image: np.ndarray, # (h, w) or (h, w, 3): colours are averaged
+    image: np.ndarray, # (h, w) or (h, w, 3): colors are averaged
     preparation: Preparation,
     pixel: float = float("nan"), # Å
     name: str = "image", # for messages
@@ -140,7 +140,7 @@ def content(
     return _known[read]
 
 def _small_mask(read: Callable, shape: tuple[int, int]) -> np.ndarray: # uint8
-    "The mask at the new pixels' centres."
+    "The mask at the new pixels' centers."
     mask = read()
     rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(shape, mask.shape))
     return mask[rows[:, None], columns]
@@ -153,7 +153,7 @@ def resized_picks(
     "The same particles on the image in another size; raises `UserError` if the size that they speak of is unknown."
     if picks.size is None: raise UserError(f"{picks.image or 'picks'}: the size of their image is unknown; expected it, to resize them, so read them together with their images")
     down, across = size[0] / picks.size[0], size[1] / picks.size[1]
-    return replace(picks, centres=(picks.centres + 0.5) * (across, down) - 0.5, sizes=picks.sizes * (down * across) ** 0.5, size=tuple(size))
+    return replace(picks, centers=(picks.centers + 0.5) * (across, down) - 0.5, sizes=picks.sizes * (down * across) ** 0.5, size=tuple(size))
 
 rests = {"background": 0, "ignore": 255}
 
@@ -166,7 +166,7 @@ def picks_to_mask(
     mask = np.full(size, pick(rests, rest, "rest"), np.uint8)
     if picks.size is not None and tuple(picks.size) != tuple(size): picks = resized_picks(picks, size)
     if not np.isfinite(picks.sizes).all(): raise UserError(f"{picks.image or 'picks'}: {(~np.isfinite(picks.sizes)).sum():,} picks have no diameter; expected one, so pass diameter= in px when reading them")
-    for (x, y), d in zip(picks.centres, picks.sizes): draw_box(mask, (x + 0.5 - d / 2, y + 0.5 - d / 2, d, d))
+    for (x, y), d in zip(picks.centers, picks.sizes): draw_box(mask, (x + 0.5 - d / 2, y + 0.5 - d / 2, d, d))
     return mask
 
 def mark_picks(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'READERS', 'Part', 'split_of', 'find_parts', 'mask_items', 'decide', 'read_mask', 'regex_groups',
-           'csv_groups', 'open_images', 'image_folder', 'open_unlabelled', 'Cache', 'Data', 'HiddenLabels', 'ImageSet',
+           'csv_groups', 'open_images', 'image_folder', 'open_unlabeled', 'Cache', 'Data', 'HiddenLabels', 'ImageSet',
            'Item', 'from_arrays']
 
 # %% ../../nbs/data/05_sources.ipynb #513d51f4
@@ -28,7 +28,7 @@ _all_ = ["Cache", "Data", "HiddenLabels", "ImageSet", "Item", "from_arrays"]
 
 # %% ../../nbs/data/05_sources.ipynb #df77df45
 SPLIT_NAMES = dict(train="train", training="train", val="val", valid="val", validation="val", test="test", testing="test",
-                   unlabelled="unlabelled", unlabeled="unlabelled")
+                   unlabelled="unlabeled", unlabeled="unlabeled") # both spellings
 
 @dataclass(frozen=True)
 class Part:
@@ -72,7 +72,7 @@ def _splits(root: Path) -> Iterator[tuple[str, Part]]:
             yield s, Part("coco", (f,), (*(b / n for n in names for b in (root / "images", root)), root / "images", root))
     for d in sorted(d for d in root.iterdir() if d.is_dir() and split_of(d.name)):
         if part := _one(d): yield split_of(d.name), part
-        elif split_of(d.name) == "unlabelled": yield "unlabelled", Part("images", (), (d,))
+        elif split_of(d.name) == "unlabeled": yield "unlabeled", Part("images", (), (d,))
     for d in sorted(d for d in root.glob("images/*") if d.is_dir() and split_of(d.name)):
         if (masks := root / "masks" / d.name).is_dir(): yield split_of(d.name), Part("masks", (masks,), (d,))
     for f in _batches(root):
@@ -82,7 +82,7 @@ def find_parts(
     path: Path, # a root with splits, or a folder or file that is one
     split: str | None = None, # the only one wanted, or the name of the one there is
 ) -> dict[str, Part]:
-    "Where the splits are; raises `UserError` if nothing is recognised, or a split is there twice."
+    "Where the splits are; raises `UserError` if nothing is recognized, or a split is there twice."
     if not path.exists(): raise UserError(f"{path}: no such file or folder; expected a data set there, so check the path")
     if path.is_file() or path.suffix == ".zarr": return {split or "train": _file(path)}
     found: dict[str, Part] = {}
@@ -105,7 +105,7 @@ def _where(part: Part) -> str: return (part.files + part.folders)[0].name if par
 def _nothing(path: Path) -> str:
     inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if not p.name.startswith("."))
     found = ", ".join(inside[:6]) + (f" and {len(inside) - 6:,} more" if len(inside) > 6 else "") or "nothing"
-    return (f"{path}: no data set recognised; found {found}; looked for train/_annotations.coco.json, annotations/instances_train.json with images/train/ or train/, "
+    return (f"{path}: no data set recognized; found {found}; looked for train/_annotations.coco.json, annotations/instances_train.json with images/train/ or train/, "
             "images/ + masks/, a.png + a_mask.png, and *.npz with images and masks, here and in train/, val/, test/; arrange the files so, or use from_arrays")
 
 # %% ../../nbs/data/05_sources.ipynb #1cabccce
@@ -119,8 +119,8 @@ def mask_items(
     if not images: raise UserError(f"{part.folders[0]}: no PNG, JPG, TIFF or MRC images; expected at least one, so check the folder")
     if alone and on_invalid != "skip":
         p, other = (images[alone[0]], "mask") if alone[0] in images else (masks[alone[0]], "image")
-        raise UserError(f"{p}: no {other} of that name{f' (and {len(alone) - 1:,} more such files)' * (len(alone) > 1)}; expected every image with its mask, so add it, move unlabelled images to a folder "
-                        'unlabelled/, or pass on_invalid="skip" to leave them out')
+        raise UserError(f"{p}: no {other} of that name{f' (and {len(alone) - 1:,} more such files)' * (len(alone) > 1)}; expected every image with its mask, so add it, move unlabeled images to a folder "
+                        'unlabeled/, or pass on_invalid="skip" to leave them out')
     pairs, channels = [], 1
     for key in progress(sorted(set(images) & set(masks)), desc=f"headers in {part.folders[0].name}"):
         header, other = read_header(images[key], stack=True), read_header(masks[key], stack=True)
@@ -241,7 +241,7 @@ def open_images(
     cache_bytes: int = 2**30, # decoded images kept in memory
     crowds: str = "ignore", # outlines with iscrowd: 1 are "ignore" or "object"
 ) -> Data:
-    "The data set at `path`, recognised by looking; raises `UserError` for what cannot be read or is ambiguous. Images are read when asked for."
+    "The data set at `path`, recognized by looking; raises `UserError` for what cannot be read or is ambiguous. Images are read when asked for."
     path = Path(path)
     for what, value, known in (("shape for boxes", boxes, BOX_SHAPES), ("on_invalid", on_invalid, ("raise", "skip")), ("crowds", crowds, ("ignore", "object")), ("split", split, (None, *SPLIT_NAMES.values()))):
         if value not in known: raise UserError(f"unknown {what} {value!r}; expected one of: {', '.join(dict.fromkeys(map(str, known)))}")
@@ -270,8 +270,8 @@ def _read_parts(parts: dict[str, Part], multiclass: bool, mask_values: str, opti
     kinds = {p.kind for p in parts.values()} - {"images"}
     if len(kinds) > 1: raise UserError(f"splits of different kinds: {', '.join(f'{s} is {p.kind}' for s, p in parts.items())}; expected one layout for all, so open them one by one with split=")
     if options["group_field"] and kinds != {"coco"}: raise UserError(f"groups={options['group_field']!r} is no file; expected a CSV with the columns image and group (a field's name works with COCO only), or group_regex")
-    labelled = {s: p for s, p in parts.items() if p.kind != "images"}
-    sets, classes, notes = pick(READERS, kinds.pop(), "layout")(labelled, multiclass, mask_values, options) if labelled else ({}, ("background", "foreground"), [])
+    labeled = {s: p for s, p in parts.items() if p.kind != "images"}
+    sets, classes, notes = pick(READERS, kinds.pop(), "layout")(labeled, multiclass, mask_values, options) if labeled else ({}, ("background", "foreground"), [])
     return {**sets, **{s: _bare(p.folders[0]) for s, p in parts.items() if p.kind == "images"}}, classes, notes
 
 def _grouped(items: Sequence[Item], pattern: str | None, table: Path | None) -> list[Item]:
@@ -332,7 +332,7 @@ def _at(place: int) -> dict:
 
 READERS = dict(coco=_read_coco, masks=_read_masks, npz=_read_npz)
 
-def open_unlabelled(
+def open_unlabeled(
     path: str | Path, # folder of images (or of images/), or with NPZ files
     cache_bytes: int = 2**30,
     group_regex: str | None = None,
@@ -343,5 +343,5 @@ def open_unlabelled(
     npz = [path] if path.suffix in (".npz", ".zarr") else list(_batches(path))
     if path.is_file() and not npz: raise UserError(f"{path}: a file; expected a folder of images, so pass the folder that holds it")
     cache = Cache(cache_bytes)
-    items, channels = npz_items({"unlabelled": npz}, labelled=False, cache=cache)[0]["unlabelled"] if npz else _bare(path)
-    return ImageSet(_grouped(items, group_regex, None), channels, 2, cache, "unlabelled")
+    items, channels = npz_items({"unlabeled": npz}, labeled=False, cache=cache)[0]["unlabeled"] if npz else _bare(path)
+    return ImageSet(_grouped(items, group_regex, None), channels, 2, cache, "unlabeled")

@@ -30,7 +30,7 @@ def _ring(n: int, radius: float, z: float = 0.0, turn: float = 0.0) -> np.ndarra
     a = 2 * pi * np.arange(n) / n + turn
     return np.stack([radius * np.cos(a), radius * np.sin(a), np.full(n, z)], axis=1)
 
-SHAPES = dict( # name -> (centres (k, 3), radius of each ball), in units of the particle's radius
+SHAPES = dict( # name -> (centers (k, 3), radius of each ball), in units of the particle's radius
     globule=(np.zeros((1, 3)), 1.0),
     cage=(0.78 * np.concatenate([_ring(1, 0, 1), _ring(5, 0.894, 0.447), _ring(5, 0.894, -0.447, pi / 5), _ring(1, 0, -1)]), 0.3),
     rod=(np.linspace([0, 0, -1.25], [0, 0, 1.25], 7), 0.34),
@@ -41,14 +41,14 @@ SHAPES = dict( # name -> (centres (k, 3), radius of each ball), in units of the 
 
 # %% ../../nbs/data/07_synthetic.ipynb #e1e959db
 def project(
-    centres: np.ndarray, # (k, 2 or more): x and y of the balls in px; depth does not matter
+    centers: np.ndarray, # (k, 2 or more): x and y of the balls in px; depth does not matter
     radii: np.ndarray | float, # px, one or k of them
 ) -> tuple[np.ndarray, np.ndarray]: # float32 and bool, both (s, s), s odd
     "Thickness in px and outline of some balls, on a patch just large enough."
-    radii = np.broadcast_to(radii, len(centres)).astype(np.float32)[:, None, None]
-    half = int(np.ceil(np.abs(centres[:, :2]).max() + radii.max())) + 1
+    radii = np.broadcast_to(radii, len(centers)).astype(np.float32)[:, None, None]
+    half = int(np.ceil(np.abs(centers[:, :2]).max() + radii.max())) + 1
     y, x = np.mgrid[-half:half + 1, -half:half + 1].astype(np.float32)
-    cx, cy = centres[:, :2].T.astype(np.float32)[:, :, None, None]
+    cx, cy = centers[:, :2].T.astype(np.float32)[:, :, None, None]
     d2 = (x - cx)**2 + (y - cy)**2
     return 2 * np.sqrt(np.maximum(radii**2 - d2, 0)).sum(axis=0), (d2 < (radii + 1)**2).any(axis=0)
 
@@ -63,8 +63,8 @@ def particle(
     radius: float, # px
 ) -> tuple[np.ndarray, np.ndarray]: # density (about 1 at its thickest) and outline
     "One particle in a random orientation."
-    centres, ball = SHAPES[shape]
-    at = radius * centres @ random_rotation(rng) + rng.uniform(-0.5, 0.5, 3)
+    centers, ball = SHAPES[shape]
+    at = radius * centers @ random_rotation(rng) + rng.uniform(-0.5, 0.5, 3)
     thickness, outline = project(at, radius * ball)
     return thickness / (2 * radius), outline
 
@@ -266,7 +266,7 @@ def _mask(recording: Recording, i: int) -> np.ndarray: return _recorded(recordin
 def true_picks(
     images: ImageSet, # of `micrographs`
     i: int,
-) -> Picks: # those whose centre lies in the picture
+) -> Picks: # those whose center lies in the picture
     "Where the particles of a built-in micrograph are, to half a pixel; raises `UserError` for other images."
     made, read = images.items[i], getattr(images.items[i].read_image, "args", ())
     if not read or not isinstance(read[0], Recording): raise UserError(f"{made.id}: is no built-in micrograph, so its particles are not known; expected images of micrographs(), so read coordinates for others")

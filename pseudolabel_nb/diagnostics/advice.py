@@ -208,8 +208,8 @@ def _rules_of(facts: Iterable[RunFacts]) -> list[Finding]:
     return list(worst.values())
 
 def _unannotated(run: Run, data) -> list[Finding]:
-    "What the rules say of the labelled images themselves."
-    images = data.train.subset(run.split["labelled"])
+    "What the rules say of the labeled images themselves."
+    images = data.train.subset(run.split["labeled"])
     masks = [images.mask(i) for i in range(len(images))]
     share = sum((m == 255).sum() for m in masks) / sum(m.size for m in masks)
     return [f for f in apply_rules(Examined(from_dict(Recipe, run.config["recipe"]), unannotated=float(share))) if f.remedy]
@@ -222,7 +222,7 @@ def _diagnosed(run: Run, data) -> Sequence[Finding]:
 
 def advise(
     what: Diagnosis | Comparison | Run | str | Path | Iterable, # a diagnosis; or a run, runs, or a folder with runs in it
-    data=None, # Data: what the runs were begun with, to look at their labelled images as well
+    data=None, # Data: what the runs were begun with, to look at their labeled images as well
     expected: Mapping[str, Expectation] | None = None, # by recipe; None: from the measurements of this package
     findings: Iterable[Finding] = (), # what is known beside
 ) -> Advice:

@@ -91,7 +91,7 @@ def _thresholds(k: Known) -> Finding:
     used = (k.thresholds or (0.5, 0.5))[1]
     at, _, _, curve = threshold_curve(hist)
     cost = top - float(curve[np.searchsorted(at, used - 1e-9).clip(0, len(at) - 1)])
-    matched = f"; p ≥ {ratio_threshold(k.pixels.sum(0), k.prior):.3f} gives the unlabelled pixels the labels' ratio of {percent(k.prior)}" if k.prior and k.pixels is not None else ""
+    matched = f"; p ≥ {ratio_threshold(k.pixels.sum(0), k.prior):.3f} gives the unlabeled pixels the labels' ratio of {percent(k.prior)}" if k.prior and k.pixels is not None else ""
     said = f"The best F1 on validation, {top:.3f}, is that of p ≥ {best:.3f}; p ≥ {used:.3g} gives {top - cost:.3f}{matched}."
     remedy = _decided(hist, "the cut of the best validation F1") if cost > 0.05 else None
     return Finding("calibration", "note" if cost > 0.05 else "ok", best, f"p ≥ {best:.3f}", said, remedy)

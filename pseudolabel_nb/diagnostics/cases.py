@@ -32,10 +32,10 @@ def _records(ratios: tuple[float, ...], prior: float) -> tuple[RoundRecord, ...]
 
 def _clean(rng: np.random.Generator, prior: float = 0.04, stretch: float = 1.0, pseudo: int = 24) -> Known:
     "Nothing is wrong but what the arguments say."
-    labelled, validation, unlabelled = (_bags(rng, n, prior, stretch=stretch) for n in (12, 16, pseudo))
-    counts = unlabelled.sum(2)
-    return Known(real=labelled.sum(2), real_groups=("a", "b") * 6, kept=counts, kept_groups=("a", "b") * (pseudo // 2), thresholds=(0.7, 0.7), validation=validation,
-                 pixels=unlabelled.sum(1), pixel_groups=("a", "b") * (pseudo // 2), truth=unlabelled, records=_records((prior,) * 3, prior))
+    labeled, validation, unlabeled = (_bags(rng, n, prior, stretch=stretch) for n in (12, 16, pseudo))
+    counts = unlabeled.sum(2)
+    return Known(real=labeled.sum(2), real_groups=("a", "b") * 6, kept=counts, kept_groups=("a", "b") * (pseudo // 2), thresholds=(0.7, 0.7), validation=validation,
+                 pixels=unlabeled.sum(1), pixel_groups=("a", "b") * (pseudo // 2), truth=unlabeled, records=_records((prior,) * 3, prior))
 
 # %% ../../nbs/diagnostics/13_cases.ipynb #f59abdfb
 def _more_foreground(k: Known, times: float) -> Known:

@@ -26,9 +26,9 @@ class Curve:
 
     def at(
         self,
-        n: float, # labelled images
+        n: float, # labeled images
     ) -> tuple[float, float, float]: # score, low, high (95 %)
-        "The score with n labelled images."
+        "The score with n labeled images."
         values = np.clip(self.draws[:, 0] - self.draws[:, 1] * float(n) ** -self.draws[:, 2], 0, 1)
         return float(np.clip(self.a - self.b * float(n) ** -self.c, 0, 1)), *map(float, np.quantile(values, [0.025, 0.975]))
 
@@ -47,14 +47,14 @@ def _fit(n: np.ndarray, score: np.ndarray) -> tuple[float, float, float]: # a, b
     return *_linear(c, n, score)[:2], c
 
 def fit_curve(
-    points: Sequence[tuple[int, float]], # (labelled images, score in [0, 1]) of each run
+    points: Sequence[tuple[int, float]], # (labeled images, score in [0, 1]) of each run
     draws: int = 100, # of the bootstrap
     seed: int = 0,
 ) -> Curve:
     "The inverse power law through runs at three numbers of labels or more; raises `UserError` for fewer."
     n, score = np.array(points, float).reshape(-1, 2).T
     sizes = np.unique(n)
-    if len(sizes) < 3: raise UserError(f"learning curve: found runs at {len(sizes)} numbers of labelled images; expected at least 3, so train the supervised baseline at more label ratios, such as 0.05,0.1,0.2")
+    if len(sizes) < 3: raise UserError(f"learning curve: found runs at {len(sizes)} numbers of labeled images; expected at least 3, so train the supervised baseline at more label ratios, such as 0.05,0.1,0.2")
     means = np.array([score[n == s].mean() for s in sizes])[np.searchsorted(sizes, n)]
     freedom = len(n) - len(sizes)
     sd = np.sqrt(((score - means) ** 2).sum() / freedom) if freedom else 0.02
@@ -74,16 +74,16 @@ def examine_ceiling(
     now, curve = len(k.real) if k.real is not None else min(sizes), fit_curve(k.curve)
     here, (top, low, high) = curve.at(now)[0], curve.at(k.pool)
     gain, least, most = (100 * (x - here) for x in (top, low, high))
-    said = f"With {now} labelled images the learning curve gives F1 {here:.3f}; with all {k.pool} labelled, or with perfect pseudo-labels, {top:.3f} [{low:.3f}, {high:.3f}]: {gain:+.1f} points at most [{least:+.1f}, {most:+.1f}]. It tends to {curve.a:.3f}."
+    said = f"With {now} labeled images the learning curve gives F1 {here:.3f}; with all {k.pool} labeled, or with perfect pseudo-labels, {top:.3f} [{low:.3f}, {high:.3f}]: {gain:+.1f} points at most [{least:+.1f}, {most:+.1f}]. It tends to {curve.a:.3f}."
     near = gain < 1
     remedy = Remedy("supervised", {}, "report the supervised result: pseudo-labels can hardly add to it") if near else None
     finding = Finding("ceiling", "note" if near else "ok", gain, f"{gain:+.1f} points", said + " The task is near its ceiling." * near, remedy)
-    return Part((finding,), (Picture("ceiling", f"Validation F1 of supervised runs over the number of labelled images, and the curve fitted to them up to {k.pool}", lambda: draw_curve(k.curve, curve, k.pool)),))
+    return Part((finding,), (Picture("ceiling", f"Validation F1 of supervised runs over the number of labeled images, and the curve fitted to them up to {k.pool}", lambda: draw_curve(k.curve, curve, k.pool)),))
 
 def draw_curve(
     points: Sequence[tuple[int, float]],
     curve: Curve,
-    pool: int, # images that could be labelled
+    pool: int, # images that could be labeled
 ): # matplotlib.figure.Figure
     "The runs, the curve and its interval up to all images."
     made, ax = figure(5.2, 2.9)
@@ -92,15 +92,15 @@ def draw_curve(
     ax.fill_between(n, low, high, color=ink["background"], alpha=0.2, label="95 % interval")
     ax.plot(n, value, color=ink["background"], label="fitted")
     ax.plot(*zip(*points), "o", color=ink["labels"], markersize=4, label="supervised runs")
-    ax.axvline(pool, color=ink["foreground"], ls=":", label="all images labelled")
-    ax.set(xscale="log", xlabel="labelled images", ylabel="validation F1, supervised")
+    ax.axvline(pool, color=ink["foreground"], ls=":", label="all images labeled")
+    ax.set(xscale="log", xlabel="labeled images", ylabel="validation F1, supervised")
     ax.legend(fontsize=8)
     return made
 
 # %% ../../nbs/diagnostics/10_ceiling.ipynb #2232856b
 def supervised_points(
     results, # pandas.DataFrame with the columns of results.csv
-) -> tuple[tuple[int, float], ...]: # (labelled images, test F1)
+) -> tuple[tuple[int, float], ...]: # (labeled images, test F1)
     "The points of a learning curve: the supervised rows of a table of results."
     rows = results[results["strategy"] == "supervised"]
     return tuple(zip(rows["n_labeled"].astype(int).tolist(), rows["f1"].tolist()))

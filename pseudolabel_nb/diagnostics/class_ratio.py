@@ -70,7 +70,7 @@ def class_ratio(
     "Compare two pairs of pixel counts; raises `UserError` where the real labels hold no foreground, since nothing can be compared with 0."
     pseudo, real = (_pair(c, name) for c, name in ((pseudo_counts, "pseudo"), (real_counts, "real")))
     if not real[1]:
-        raise UserError(f"real masks: found no foreground among {real[0]} labelled pixels; "
+        raise UserError(f"real masks: found no foreground among {real[0]} labeled pixels; "
                         "expected some to compare with, so add masks that have foreground (if it is 255 in yours, pass mask > 127)")
     r, p = real[1] / sum(real), pseudo[1] / max(1, sum(pseudo))
     return ClassRatio(r, p, p - r, p / r, *_verdict(pseudo, p / r), n_real, n_pseudo)

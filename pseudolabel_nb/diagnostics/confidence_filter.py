@@ -45,8 +45,8 @@ def matched_threshold(
 def examine_filter(
     k: Known,
 ) -> Part:
-    "How the filter skews the class ratio. Raises `Missing` without predictions of unlabelled images."
-    pixels, thresholds = need(k.pixels, "predictions of unlabelled images").sum(0), k.thresholds or (0.7, 0.7)
+    "How the filter skews the class ratio. Raises `Missing` without predictions of unlabeled images."
+    pixels, thresholds = need(k.pixels, "predictions of unlabeled images").sum(0), k.thresholds or (0.7, 0.7)
     low, high = kept_bins(thresholds, len(pixels))
     half = len(pixels) // 2
     background, foreground = _share(pixels[:half][low[:half]].sum(), pixels[:half].sum()), _share(pixels[half:][high[half:]].sum(), pixels[half:].sum())

@@ -66,7 +66,7 @@ def known_of(
     if isinstance(what, Run): return from_run(what, data, **options), what.name
     if isinstance(what, Predictions): return _of_predictions(what, data, real, **options), f"{len(what)} predicted images"
     if options: raise UserError(f"diagnose: found the options {', '.join(options)}, which only runs and predictions have a use for; expected none here, so leave them out")
-    if data is not None: raise UserError("diagnose: found data=, which does not say which of its images had labels and which had pseudo-labels; expected the real masks alone, so pass real=, such as real=[data.train.mask(data.train.index(id)) for id in run.split['labelled']]")
+    if data is not None: raise UserError("diagnose: found data=, which does not say which of its images had labels and which had pseudo-labels; expected the real masks alone, so pass real=, such as real=[data.train.mask(data.train.index(id)) for id in run.split['labeled']]")
     if isinstance(what, RoundRecord): return _with_real(from_record(what), None, real), f"round {what.round}"
     if real is None: raise UserError("diagnose: found pseudo-labels and nothing to compare them with; expected real labels, so pass real=masks")
     masks = what.target if isinstance(what, Selection) else what

@@ -23,7 +23,7 @@ def _students(k: Known) -> list[RoundRecord]:
 
 def _expected(k: Known, record: RoundRecord) -> float:
     "The foreground ratio of the labels."
-    return k.prior or record.ratio_labelled
+    return k.prior or record.ratio_labeled
 
 def collapse_finding(
     k: Known,
@@ -69,7 +69,7 @@ def flips(
     "What became of each pixel's most probable class, foreground against background."
     rows = []
     for id in ids:
-        a, b = (s.quantised(s.index(id)).sum(0, dtype=np.int64) > 32767 for s in (before, after))
+        a, b = (s.quantized(s.index(id)).sum(0, dtype=np.int64) > 32767 for s in (before, after))
         rows.append([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()])
     return np.array(rows).reshape(-1, 4)
 

@@ -21,7 +21,7 @@ from ..strategies.recipes import recipes
 class Trial:
     "What recipes brought on one data set."
     data: str # name of the data set
-    ratio: float # share of labelled images
+    ratio: float # share of labeled images
     steps: int # of each run
     seeds: int # behind each mean
     gains: dict[str, float] # recipe -> mean paired gain of test F1, as a share

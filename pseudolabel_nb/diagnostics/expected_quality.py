@@ -17,8 +17,8 @@ def examine_quality(
     k: Known,
     method: str = "isotonic", # a calibration
 ) -> Part:
-    "Expected precision, recall and F1 of the kept pixels. Raises `Missing` without validation or predictions of unlabelled images."
-    known, pixels = need(k.validation, "the teacher's predictions of validation images"), need(k.pixels, "predictions of unlabelled images")
+    "Expected precision, recall and F1 of the kept pixels. Raises `Missing` without validation or predictions of unlabeled images."
+    known, pixels = need(k.validation, "the teacher's predictions of validation images"), need(k.pixels, "predictions of unlabeled images")
     need(known[:, 1].nonzero()[0], "foreground in validation")
     thresholds = k.thresholds or (0.7, 0.7)
     expected = expected_quality(units(known, k.validation_groups), units(pixels, k.pixel_groups), thresholds, method)

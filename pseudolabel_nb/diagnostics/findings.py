@@ -39,7 +39,7 @@ def _quoted(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #2ba95ed2
-severities = {name: mark for name, (mark, colour) in TONES.items()} # from harmless to bad, with the mark they are shown with
+severities = {name: mark for name, (mark, color) in TONES.items()} # from harmless to bad, with the mark they are shown with
 
 @dataclass(frozen=True)
 class Finding:

@@ -51,13 +51,13 @@ def with_labels(
     k: Known,
     images: ImageSet, # with masks
 ) -> Known:
-    "`k` with the pixels and groups of the labelled images."
+    "`k` with the pixels and groups of the labeled images."
     counts = mask_counts((images.mask(i) for i in range(len(images))), "real", images.n_classes)
-    return replace(k, real=counts, counted=True, real_groups=named_groups(images), labelled=images)
+    return replace(k, real=counts, counted=True, real_groups=named_groups(images), labeled=images)
 
 def _foreground_plane(predictions: Predictions, i: int) -> np.ndarray: # (H, W) uint16
     "All classes but 0 together."
-    q = predictions.quantised(i)
+    q = predictions.quantized(i)
     return q[0] if len(q) == 1 else q.sum(0, dtype=np.int64).clip(0, 65535).astype(np.uint16)
 
 def known_histograms(
@@ -82,7 +82,7 @@ def class_histograms(
     found = {}
     for c in range(1, predictions.n_classes) if predictions.n_classes > 2 else ():
         masks = (images.mask(images.index(id)) for id in predictions.ids)
-        found[str(names[c])] = sum(binary_histogram(predictions.quantised(i)[c - 1], np.where(m == 255, 255, m == c)) for i, m in enumerate(masks))
+        found[str(names[c])] = sum(binary_histogram(predictions.quantized(i)[c - 1], np.where(m == 255, 255, m == c)) for i, m in enumerate(masks))
     return found
 
 def with_predictions(
@@ -90,9 +90,9 @@ def with_predictions(
     predictions: Predictions,
     images: ImageSet | None = None, # that were predicted
 ) -> Known:
-    "`k` with what a teacher said of unlabelled images."
+    "`k` with what a teacher said of unlabeled images."
     whole = images.subset(predictions.ids) if images is not None and set(predictions.ids) <= set(images.ids) else None
-    return replace(k, pixels=foreground_pixels(predictions), predictions=predictions, unlabelled=whole, pixel_groups=named_groups(whole) if whole is not None else ())
+    return replace(k, pixels=foreground_pixels(predictions), predictions=predictions, unlabeled=whole, pixel_groups=named_groups(whole) if whole is not None else ())
 
 def with_validation(
     k: Known,
@@ -155,31 +155,31 @@ def _stores(run: Run) -> dict[int, Predictions]:
 def supervised_curve(
     runs: Iterable[Run],
     like: dict, # the configuration of the run that is examined
-) -> tuple[tuple[int, float], ...]: # (labelled images, F1 on validation)
+) -> tuple[tuple[int, float], ...]: # (labeled images, F1 on validation)
     "Scores of the finished supervised runs of the same data and settings; on validation, since what is advised must not look at the test set."
     found = []
     for run in runs:
         if not run.result or run.config["recipe"]["name"] != "supervised": continue
-        if run.config["data"] == like["data"] and run.config["settings"] == like["settings"]: found.append((run.result["n_labelled"], run.result["val_f1"]))
+        if run.config["data"] == like["data"] and run.config["settings"] == like["settings"]: found.append((run.result["n_labeled"], run.result["val_f1"]))
     return tuple(found)
 
 def _beside(run: Run) -> list[Run]:
     "Runs in the same folder."
     return [Run(p.parent) for p in sorted(run.folder.resolve().parent.glob("*/result.json"))]
 
-def _even(record: RoundRecord, labelled: int) -> tuple[np.ndarray, np.ndarray]: # kept, real
+def _even(record: RoundRecord, labeled: int) -> tuple[np.ndarray, np.ndarray]: # kept, real
     "Counts of a record spread evenly over its images, where the images themselves are not known."
     kept = np.array([record.kept[0], sum(record.kept[1:])]) / max(record.n_pseudo, 1)
-    return np.tile(kept, (record.n_pseudo, 1)), np.tile([1 - record.ratio_labelled, record.ratio_labelled], (labelled, 1)) * (kept.sum() or 1)
+    return np.tile(kept, (record.n_pseudo, 1)), np.tile([1 - record.ratio_labeled, record.ratio_labeled], (labeled, 1)) * (kept.sum() or 1)
 
 def from_record(
     record: RoundRecord,
-    labelled: int | None = None, # images; None: not known
+    labeled: int | None = None, # images; None: not known
 ) -> Known:
     "What the line of one round tells."
     if not record.n_pseudo: return Known(records=(record,))
-    kept, real = _even(record, labelled or 2)
-    return Known(kept=kept, real=real, counted=labelled is not None, records=(record,), thresholds=_pair(record.thresholds))
+    kept, real = _even(record, labeled or 2)
+    return Known(kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
 
 def _pair(thresholds: Sequence[float]) -> tuple[float, float] | None: # background, foreground
     "The thresholds as a pair; of several foreground classes the lowest."
@@ -188,19 +188,19 @@ def _pair(thresholds: Sequence[float]) -> tuple[float, float] | None: # backgrou
 def _refit(recipe: Recipe, number: int, k: Known, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
     "The rule of a round, fitted again; None where the class ratios are not known."
     if predictions.n_classes > 2 and labels is None: return None
-    foreground, share = k.records[0].ratio_labelled, np.ones(1)
+    foreground, share = k.records[0].ratio_labeled, np.ones(1)
     if predictions.n_classes > 2: share = sum(class_pixels(labels.mask(i), labels.n_classes) for i in range(len(labels)))[1:]
     ratios = (1 - foreground, *(foreground * share / share.sum()).tolist())
     return recipe.selector_at(number).fit([predictions], Context(ratios, len(k.real), number, recipe.rounds, teacher_of(k.records, number).threshold))
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #b47f50fc
-def _unlabelled(data: Data, split: dict) -> ImageSet:
+def _unlabeled(data: Data, split: dict) -> ImageSet:
     "The images of a run that had no label, by the names they have in its predictions."
-    pool, labelled = data.pool(), set(split["labelled"])
-    return pool.subset([id for id in pool.ids if id not in labelled])
+    pool, labeled = data.pool(), set(split["labeled"])
+    return pool.subset([id for id in pool.ids if id not in labeled])
 
 def _subset(images: ImageSet | None, run: Run, split: str, what: str) -> ImageSet:
-    "The labelled images of a split of the run; `UserError` where some are gone, or are not what they were."
+    "The labeled images of a split of the run; `UserError` where some are gone, or are not what they were."
     ids = run.split[split]
     here = set() if images is None else set(images.ids)
     gone = [id for id in ids if id not in here]
@@ -214,7 +214,7 @@ def from_run(
     data: Data | None = None, # what it was begun with; None: what the folder itself tells
     round: int | None = None, # None: the last one with predictions
     oracle: bool = False, # look at hidden labels, where there are some: for benchmarks
-    limit: int = 60, # unlabelled images that a supervised run's network is asked about
+    limit: int = 60, # unlabeled images that a supervised run's network is asked about
     runs: Iterable[Run] | None = None, # supervised runs for the learning curve; None: those beside it
     device: str = "cpu",
 ) -> Known:
@@ -224,8 +224,8 @@ def from_run(
     number = _number(round, records, stores, run)
     k = _of_records(config, records[:number + 1], run)
     k = replace(k, curve=supervised_curve(_beside(run) if runs is None else runs, config), rounds=tuple(s for n, s in stores.items() if n <= number))
-    labels = None if data is None else _subset(data.train, run, "labelled", "labelled")
-    if labels is not None: k = replace(with_labels(k, labels), pool=len(labels) + len(_unlabelled(data, run.split)))
+    labels = None if data is None else _subset(data.train, run, "labeled", "labeled")
+    if labels is not None: k = replace(with_labels(k, labels), pool=len(labels) + len(_unlabeled(data, run.split)))
     if number in stores: k = _with_round(k, _recipe(config), number, stores, labels)
     return k if data is None else _with_teacher(k, run, data, number, oracle, limit, device)
 
@@ -239,8 +239,8 @@ def _number(round: int | None, records: list[RoundRecord], stores: dict, run: Ru
 def _of_records(config: dict, records: list[RoundRecord], run: Run) -> Known:
     "What the small files tell."
     student, last = config["recipe"]["student"], records[-1]
-    k = from_record(last, len(run.split["labelled"]))
-    if k.real is None: k = replace(k, real=np.tile([1 - last.ratio_labelled, last.ratio_labelled], (len(run.split["labelled"]), 1)) * 1e6)
+    k = from_record(last, len(run.split["labeled"]))
+    if k.real is None: k = replace(k, real=np.tile([1 - last.ratio_labeled, last.ratio_labeled], (len(run.split["labeled"]), 1)) * 1e6)
     weight = 1.0 if student["loss"] else student["weight"] # that of a loss of its own cannot be compared with the labels'
     return replace(k, records=tuple(records), recipe=config["recipe"]["name"], weight=weight, paired=student["sampling"] == "paired")
 
@@ -258,12 +258,12 @@ def _with_round(k: Known, recipe: Recipe | None, number: int, stores: dict[int, 
     return replace(k, kept=kept_counts(predictions, rule.thresholds, rule.images), thresholds=_pair(rule.thresholds))
 
 def _with_teacher(k: Known, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> Known:
-    "Validation by the teacher; its unlabelled images; hidden labels if they may be seen."
-    val, unlabelled = _subset(data.val, run, "val", "validation"), _unlabelled(data, run.split)
+    "Validation by the teacher; its unlabeled images; hidden labels if they may be seen."
+    val, unlabeled = _subset(data.val, run, "val", "validation"), _unlabeled(data, run.split)
     checkpoints = k.predictions.teacher.split() if k.predictions is not None else [k.records[-1].checkpoint]
     k = with_validation(k, ask(run, checkpoints, val, "validation", device), val, data.classes)
-    if k.predictions is None and len(unlabelled):
-        some = unlabelled.subset(unlabelled.ids[::max(1, -(-len(unlabelled) // limit))])
-        k = with_predictions(k, ask(run, checkpoints, some, "unlabelled images", device), some)
-    elif k.predictions is not None: k = with_predictions(k, k.predictions, unlabelled)
-    return with_truth(k, unlabelled) if oracle and k.predictions is not None else k
+    if k.predictions is None and len(unlabeled):
+        some = unlabeled.subset(unlabeled.ids[::max(1, -(-len(unlabeled) // limit))])
+        k = with_predictions(k, ask(run, checkpoints, some, "unlabeled images", device), some)
+    elif k.predictions is not None: k = with_predictions(k, k.predictions, unlabeled)
+    return with_truth(k, unlabeled) if oracle and k.predictions is not None else k

@@ -22,33 +22,33 @@ from ..strategies.parts import kept_pixels
 @dataclass(frozen=True)
 class Known:
     "What is known about pseudo-labels, the labels they are to help, and the teacher that made them."
-    real: np.ndarray | None = None # (n, 2) background and foreground pixels of each labelled image
-    real_groups: tuple[str, ...] = () # one name a labelled image; () where images belong together in no way
-    kept: np.ndarray | None = None # (m, 2) pixels kept as background and foreground, of each pseudo-labelled image
+    real: np.ndarray | None = None # (n, 2) background and foreground pixels of each labeled image
+    real_groups: tuple[str, ...] = () # one name a labeled image; () where images belong together in no way
+    kept: np.ndarray | None = None # (m, 2) pixels kept as background and foreground, of each pseudo-labeled image
     kept_groups: tuple[str, ...] = ()
     counted: bool = True # does each row of `real` stand for an image? False: only their ratio is known
     recipe: str = "" # that was used; "" where none was
     weight: float = 1.0 # of pseudo-labels in the loss
-    paired: bool = False # does every batch hold as many labelled as pseudo-labelled windows?
+    paired: bool = False # does every batch hold as many labeled as pseudo-labeled windows?
     thresholds: tuple[float, float] | None = None # of the rule: background, foreground
     validation: np.ndarray | None = None # (N, 2, 1024) background and foreground pixels of each image by foreground probability
     validation_groups: tuple[str, ...] = ()
     fine: np.ndarray | None = None # (2, 65536) the same pixels in fine bins, all images together
     classes: dict[str, np.ndarray] = field(default_factory=dict) # of more than two classes: name -> (2, 1024) one against the rest
-    pixels: np.ndarray | None = None # (M, 1024) pixels of each unlabelled image by foreground probability
+    pixels: np.ndarray | None = None # (M, 1024) pixels of each unlabeled image by foreground probability
     pixel_groups: tuple[str, ...] = ()
     truth: np.ndarray | None = None # (M, 2, 1024) the same, where hidden labels may be looked at
     records: tuple[RoundRecord, ...] = ()
     rounds: tuple[Predictions, ...] = () # what the teacher of each round said, of at least some common images
     predictions: Predictions | None = None # the latest, whole
-    unlabelled: object = None # `ImageSet` of the images in `predictions`
-    labelled: object = None # `ImageSet` of the labelled images
-    curve: tuple[tuple[int, float], ...] = () # (labelled images, F1 on validation) of supervised runs
-    pool: int | None = None # images that could be labelled: the labelled and the unlabelled ones
+    unlabeled: object = None # `ImageSet` of the images in `predictions`
+    labeled: object = None # `ImageSet` of the labeled images
+    curve: tuple[tuple[int, float], ...] = () # (labeled images, F1 on validation) of supervised runs
+    pool: int | None = None # images that could be labeled: the labeled and the unlabeled ones
 
     @property
     def prior(self) -> float | None:
-        "Foreground ratio of the labelled pixels."
+        "Foreground ratio of the labeled pixels."
         return None if self.real is None else ratio(self.real)
 
 class Missing(Exception):
@@ -85,7 +85,7 @@ def foreground_pixels(
 ) -> np.ndarray: # (N, 1024) int64
     "Pixels of each image by foreground probability: all classes but 0 together."
     if predictions.n_classes == 2: return predictions.foreground_histograms()
-    return np.stack([np.bincount((predictions.quantised(i).sum(0, dtype=np.int64).clip(0, 65535) >> 6).ravel(), minlength=bins) for i in range(len(predictions))])
+    return np.stack([np.bincount((predictions.quantized(i).sum(0, dtype=np.int64).clip(0, 65535) >> 6).ravel(), minlength=bins) for i in range(len(predictions))])
 
 def kept_counts(
     predictions: Predictions,
@@ -113,7 +113,7 @@ def units(
     return sum_by_group(hists.reshape(len(hists), -1), groups)[1].reshape(-1, *hists.shape[1:])
 
 # %% ../../nbs/diagnostics/02_known.ipynb #460f7fc1
-ink = {"background": "#0072B2", "foreground": "#D55E00", "labels": "#555555", "other": "#009E73"} # told apart by all who see colours in the usual ways
+ink = {"background": "#0072B2", "foreground": "#D55E00", "labels": "#555555", "other": "#009E73"} # told apart by all who see colors in the usual ways
 
 def percent(
     share: float,

@@ -53,7 +53,7 @@ def examine_ratio(
 def _images_said(kept: np.ndarray, real: np.ndarray) -> str:
     "How many images of each kind hold no foreground."
     empty = [float((c[c.sum(1) > 0][:, 1] == 0).mean()) for c in (kept, real)]
-    return f"{empty[0]:.0%} of the pseudo-labelled and {empty[1]:.0%} of the labelled images hold none"
+    return f"{empty[0]:.0%} of the pseudo-labeled and {empty[1]:.0%} of the labeled images hold none"
 
 def _by_group(k: Known) -> list[Finding]:
     "The group whose quotient is worst, where groups hold labels and pseudo-labels and it is off by more than two."
@@ -72,37 +72,37 @@ def draw_ratios(
 ): # matplotlib.figure.Figure
     "The foreground ratio of every image, sorted, of labels and of pseudo-labels."
     made, ax = figure()
-    for counts, name, colour, style in ((real, "labels", ink["labels"], "-"), (kept, "pseudo-labels", ink["foreground"], "--")):
+    for counts, name, color, style in ((real, "labels", ink["labels"], "-"), (kept, "pseudo-labels", ink["foreground"], "--")):
         values = np.sort([100 * ratio(c) for c in counts if c.sum()])
-        ax.step(np.linspace(0, 100, len(values)), values, style, where="mid", color=colour, label=f"{name}: {percent(ratio(counts))}", lw=2)
+        ax.step(np.linspace(0, 100, len(values)), values, style, where="mid", color=color, label=f"{name}: {percent(ratio(counts))}", lw=2)
     ax.set(xlabel="images, sorted (%)", ylabel="foreground (%)")
     ax.legend()
     return made
 
 # %% ../../nbs/diagnostics/03_quantity.ipynb #5866e54a
 def loss_share(
-    labelled: int, # images
+    labeled: int, # images
     pseudo: int, # images
     weight: float = 1.0, # of pseudo-labels
     paired: bool = False,
 ) -> float: # in (0, 1]
     "The labels' share of the loss."
-    against = weight * (1 if paired and pseudo else pseudo / labelled)
+    against = weight * (1 if paired and pseudo else pseudo / labeled)
     return 1 / (1 + against)
 
 def examine_quantity(
     k: Known,
     dilution: float = 4.0, # pseudo to labels in the loss, from which on it is a warning; severe from 2.5 times that
 ) -> Part:
-    "Pseudo-labelled images and pixels a labelled one, and the labels' share of the loss. Raises `Missing` without both."
+    "Pseudo-labeled images and pixels a labeled one, and the labels' share of the loss. Raises `Missing` without both."
     kept, real = need(k.kept, "pseudo-labels"), need(k.real, "real labels")
-    if not k.counted: raise Missing("needs the number of labelled images")
+    if not k.counted: raise Missing("needs the number of labeled images")
     used = int((kept.sum(1) > 0).sum())
     images, pixels = used / len(real), kept.sum() / real.sum()
     share = loss_share(len(real), used, k.weight, k.paired)
     effective = 1 / share - 1
     severity = "note" if images < 0.25 else ladder(effective, (2.5 * dilution, "severe"), (dilution, "warning"))
-    said = f"{used} pseudo-labelled images for {len(real)} labelled ones ({pixels:.1f} pixels kept for each labelled one); labels have {share:.0%} of the loss."
+    said = f"{used} pseudo-labeled images for {len(real)} labeled ones ({pixels:.1f} pixels kept for each labeled one); labels have {share:.0%} of the loss."
     few = " So few pseudo-labels can hardly change anything." * (images < 0.25)
-    remedy = Remedy("limited", {}, "as many pseudo-labelled images as labelled ones, the most confident") if severity in ("warning", "severe") else None
+    remedy = Remedy("limited", {}, "as many pseudo-labeled images as labeled ones, the most confident") if severity in ("warning", "severe") else None
     return Part((Finding("dilution", severity, images, f"{images:.1f} : 1", said + few, remedy),))

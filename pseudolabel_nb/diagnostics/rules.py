@@ -23,32 +23,32 @@ from ..strategies.recipes import recipes
 class Examined:
     "The figures of a run's last round; nan where they are not known."
     recipe: Recipe
-    ratio_labelled: float = math.nan # foreground ratio of the labelled images, in (0, 1)
+    ratio_labeled: float = math.nan # foreground ratio of the labeled images, in (0, 1)
     ratio_pseudo: float = math.nan # of the pixels that were kept
-    n_labelled: float = math.nan # images
+    n_labeled: float = math.nan # images
     n_pseudo: float = math.nan # images
     refused: float = math.nan # share of the rounds whose student the gate refused
-    unannotated: float = math.nan # share of the labelled images' pixels that are marked 255
+    unannotated: float = math.nan # share of the labeled images' pixels that are marked 255
 
     @property
     def relative(self) -> float:
         "Foreground ratio of the pseudo-labels over that of the labels."
-        return self.ratio_pseudo / self.ratio_labelled if self.ratio_labelled > 0 else math.nan
+        return self.ratio_pseudo / self.ratio_labeled if self.ratio_labeled > 0 else math.nan
 
     @property
     def per_label(self) -> float:
-        "Pseudo-labelled images for each labelled one."
-        return self.n_pseudo / self.n_labelled if self.n_labelled > 0 else math.nan
+        "Pseudo-labeled images for each labeled one."
+        return self.n_pseudo / self.n_labeled if self.n_labeled > 0 else math.nan
 
 def examine_run(
     run: Run, # at least one round after the teacher
-) -> Examined | None: # None: nothing was pseudo-labelled
+) -> Examined | None: # None: nothing was pseudo-labeled
     "The figures of a run's last round, from its small files."
     records = run.records()
     students = [r for r in records if r.round]
     if not students or students[-1].ratio_pseudo is None: return None
     last = students[-1]
-    return Examined(from_dict(Recipe, run.config["recipe"]), last.ratio_labelled, last.ratio_pseudo, len(run.split["labelled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
+    return Examined(from_dict(Recipe, run.config["recipe"]), last.ratio_labeled, last.ratio_pseudo, len(run.split["labeled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #fa5750cd
 def pooled(
@@ -60,10 +60,10 @@ def pooled(
         "Of one figure."
         known = [v for v in (float(getattr(e, name)) for e in examined) if v == v]
         return math.fsum(known) / len(known) if known else math.nan
-    return Examined(examined[0].recipe, *map(mean, ("ratio_labelled", "ratio_pseudo", "n_labelled", "n_pseudo", "refused", "unannotated")))
+    return Examined(examined[0].recipe, *map(mean, ("ratio_labeled", "ratio_pseudo", "n_labeled", "n_pseudo", "refused", "unannotated")))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #c108fc4f
-hardly_any, least_ratio, most_ratio = 0.1, 0.5, 2.0 # pseudo over labelled foreground ratio
+hardly_any, least_ratio, most_ratio = 0.1, 0.5, 2.0 # pseudo over labeled foreground ratio
 many, too_many = 4, 10 # pseudo-labels to labels in the loss
 rare, partial = 0.01, 0.2 # foreground ratio of the labels; share of unannotated pixels
 
@@ -79,7 +79,7 @@ def raised(
 def ratio_rule(e: Examined) -> Finding | None:
     "Too little or too much foreground in the pseudo-labels."
     if (r := e.relative) != r: return None
-    what = f"The pseudo-labels of {e.recipe.name} hold {e.ratio_pseudo:.1%} foreground where the labels hold {e.ratio_labelled:.1%}"
+    what = f"The pseudo-labels of {e.recipe.name} hold {e.ratio_pseudo:.1%} foreground where the labels hold {e.ratio_labeled:.1%}"
     figure, severity = f"{r:.2f} ×", "severe" if r < hardly_any else "warning"
     if r < least_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.recipe))
     if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raised(e.recipe))
@@ -91,27 +91,27 @@ def _enriched(made: Recipe) -> Remedy:
     return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels, whatever the network's confidence")
 
 def dilution_rule(e: Examined) -> Finding | None:
-    "Labels drowned in pseudo-labels; where every step has its labelled half (paired sampling), they cannot be."
+    "Labels drowned in pseudo-labels; where every step has its labeled half (paired sampling), they cannot be."
     if (n := e.per_label) != n: return None
     student, figure = e.recipe.student, f"{n:.1f} : 1"
-    if student.sampling == "paired": return Finding("dilution", "ok", n, figure, f"{n:.1f} pseudo-labelled images for each labelled one, but half of the windows of each step are labelled.")
+    if student.sampling == "paired": return Finding("dilution", "ok", n, figure, f"{n:.1f} pseudo-labeled images for each labeled one, but half of the windows of each step are labeled.")
     effective = student.weight * n
-    said = f"{n:.1f} pseudo-labelled images for each labelled one; labels have {1 / (1 + effective):.0%} of the loss"
+    said = f"{n:.1f} pseudo-labeled images for each labeled one; labels have {1 / (1 + effective):.0%} of the loss"
     if effective < many: return Finding("dilution", "ok", n, figure, f"{said}.")
     return Finding("dilution", "severe" if effective >= too_many else "warning", n, figure, f"{said}: what they say is drowned in what the teacher guesses.",
-                   Remedy("limited", {}, "one pseudo-labelled image a labelled one, the most confident"))
+                   Remedy("limited", {}, "one pseudo-labeled image a labeled one, the most confident"))
 
 _pu = Remedy("pu", {}, "takes no pixel for background only because nobody marked it")
 
 def rare_rule(e: Examined) -> Finding | None:
     "Hardly any foreground to learn from."
-    if (r := e.ratio_labelled) != r or r >= rare: return None
-    return Finding("rare foreground", "warning", r, f"{r:.2%}", f"The labelled images hold {r:.2%} foreground, which teaches little of what foreground looks like.", _pu)
+    if (r := e.ratio_labeled) != r or r >= rare: return None
+    return Finding("rare foreground", "warning", r, f"{r:.2%}", f"The labeled images hold {r:.2%} foreground, which teaches little of what foreground looks like.", _pu)
 
 def partial_rule(e: Examined) -> Finding | None:
-    "Labelled images that nobody annotated to the end."
+    "Labeled images that nobody annotated to the end."
     if (u := e.unannotated) != u or u < partial: return None
-    return Finding("partial labels", "warning", u, f"{u:.0%}", f"{u:.0%} of the labelled images' pixels are not annotated (255).", _pu)
+    return Finding("partial labels", "warning", u, f"{u:.0%}", f"{u:.0%} of the labeled images' pixels are not annotated (255).", _pu)
 
 def refusal_rule(e: Examined) -> Finding | None:
     "A gate that let no student pass."

@@ -35,7 +35,7 @@ from ..training.settings import Settings
 class Ground:
     "Where a plan stands: its runs, as far as they are on disk."
     out: Path
-    ratios: tuple[float, ...] # shares of labelled images
+    ratios: tuple[float, ...] # shares of labeled images
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...] # tried for the baseline
 
@@ -77,10 +77,10 @@ class Ground:
         done = [n for n in dict.fromkeys(["supervised", *names]) if self.finished(n)]
         return paired_gains(compare([Run(f) for n in done for f in self.folders(n)]), metric) if len(done) > 1 and done[0] == "supervised" else {}
 
-    def curve(self) -> tuple[tuple[int, float], ...]: # (labelled images, F1 on validation)
+    def curve(self) -> tuple[tuple[int, float], ...]: # (labeled images, F1 on validation)
         "The learning curve of the baseline, as far as it is finished."
         results = [r for f in self.folders("supervised") if (r := Run(f).result)]
-        return tuple((r["n_labelled"], r["val_f1"]) for r in results)
+        return tuple((r["n_labeled"], r["val_f1"]) for r in results)
 
     def supervised(self) -> dict[str, float]:
         "Mean F1 of the baseline on validation and on the test set; empty until all its runs are finished."
@@ -140,8 +140,8 @@ phases = (("class_balanced", "limited"), ("curriculum", "weighted"), ("mean_teac
 
 @lru_cache
 def _ceiling(
-    curve: tuple[tuple[int, float], ...], # (labelled images, F1)
-    pool: int, # images that could be labelled
+    curve: tuple[tuple[int, float], ...], # (labeled images, F1)
+    pool: int, # images that could be labeled
 ) -> tuple[Finding, ...]:
     "How near the ceiling is, where the baseline shows it."
     try: return examine_ceiling(Known(curve=curve, pool=pool)).findings
@@ -150,7 +150,7 @@ def _ceiling(
 class _Course:
     "Does a plan, step by step."
     def __init__(self, ground: Ground, budget: Budget, goal: float, pool: int, phases: Sequence[Sequence[Recipe]], steps: list[dict], sweep: Callable, say: Callable):
-        self.ground, self.budget, self.goal, self.pool, self.sweep, self.say = ground, budget, goal, pool, sweep, say # pool: images that could be labelled; sweep: (recipes, say) -> Sweep
+        self.ground, self.budget, self.goal, self.pool, self.sweep, self.say = ground, budget, goal, pool, sweep, say # pool: images that could be labeled; sweep: (recipes, say) -> Sweep
         self.phase_of = {r.name: k for k, phase in enumerate(phases, 1) for r in phase}
         self.recipes = {r.name: r for phase in phases for r in phase}
         self.why, self.failed, self.stopped, self.written = {s["recipe"]: s["why"] for s in steps if s["recipe"] in self.recipes}, {}, "", {}
@@ -240,7 +240,7 @@ def action_plan(
     goal: float = 3.0, # points of F1 over the supervised runs, on validation
     max_runs: int | None = None, # that the plan may begin; None: as many as it takes
     minutes: float | None = None, # on the clock, over all calls; None: as many as it takes
-    ratios: Sequence[float] = (0.05,), # shares of labelled images
+    ratios: Sequence[float] = (0.05,), # shares of labeled images
     seeds: Sequence[int] = (0, 1, 2), # one seed is no evidence
     settings: Settings = Settings(),
     learning_rates: Sequence[float] = (1e-3, 3e-3), # tried for the baseline
@@ -257,7 +257,7 @@ def action_plan(
     old = read_json(path) if (path := ground.out / "plan.json").exists() else {}
     budget = Budget(ground, _now(), max_runs, minutes, old.get("minutes", 0.0), frozenset(old["found"] if old else ground.named(p.parent for p in ground.out.glob("*/*/result.json"))))
     go = lambda recipes, told: sweep(data, recipes, ratios, seeds, out, settings, learning_rates, device, told, executor, source)
-    pool = len(data.train or ()) + len(data.unlabelled or ())
+    pool = len(data.train or ()) + len(data.unlabeled or ())
     return _Course(ground, budget, goal, pool, chosen, old.get("steps", []), go, say).go()
 
 def _check(goal: float, max_runs: int | None, minutes: float | None, phases: Sequence[Sequence[Recipe]]) -> None:

@@ -17,7 +17,7 @@ from textwrap import shorten
 import numpy as np
 
 from ..core import UserError
-from .results import summarise
+from .results import summarize
 from ..measures.evidence import p_text, seeds_text, sentence
 from ..measures.ranking import rank
 from ..measures.statistics import bootstrap_gain
@@ -41,13 +41,13 @@ def _in_order(value) -> tuple:
     return (0, value, "") if isinstance(value, (int, float)) and value == value else (1, 0, str(value))
 
 def _condition(name: str, value) -> str:
-    "One thing that tells conditions apart: 5 % labelled, learning_rate 0.003."
-    if name == "labelled_ratio" and isinstance(value, float): return f"{100 * value:g} % labelled"
+    "One thing that tells conditions apart: 5 % labeled, learning_rate 0.003."
+    if name == "labeled_ratio" and isinstance(value, float): return f"{100 * value:g} % labeled"
     return f"{name.removeprefix('settings.')} {'not recorded' if value != value else shorten(str(value), 40, placeholder=' …')}"
 
 def conditions(
     comparison: Comparison,
-) -> list[tuple[str, Comparison]]: # ("5 % labelled", its runs), the name "" where there is only one
+) -> list[tuple[str, Comparison]]: # ("5 % labeled", its runs), the name "" where there is only one
     "The parts of a comparison in which runs differ by recipe and seed alone."
     apart, found = [n for n in comparison.apart if not n.startswith("recipe.")], {}
     for f in comparison.facts: found.setdefault(tuple(f.config.get(n, math.nan) for n in apart), []).append(f.name)
@@ -78,7 +78,7 @@ def recipe_fields(
 ): # pandas.DataFrame: fields of recipes, a column a recipe
     "The recipes side by side: only what differs, empty where a recipe has no such field."
     import pandas as pd
-    groups = {g.label.partition(", labelled_ratio")[0]: g.members[0] for _, part in conditions(comparison) for g in part.groups}
+    groups = {g.label.partition(", labeled_ratio")[0]: g.members[0] for _, part in conditions(comparison) for g in part.groups}
     fields = [n for n in comparison.differs if n.startswith("recipe.") and n != "recipe.name"]
     columns = {label: ["" if n not in f.config else str(f.config[n]) for n in fields] for label, f in groups.items()}
     return pd.DataFrame(columns, index=pd.Index([n.removeprefix("recipe.") for n in fields], name="field"), dtype=object)
@@ -110,11 +110,11 @@ def paired_runs(
 # %% ../../nbs/experiments/02a_findings.ipynb #f1407629
 def headline_numbers(
     pairs, # of `paired_runs`
-): # pandas.DataFrame as of `summarise`, with `condition` in place of the label ratio; the highest gain of a condition first
+): # pandas.DataFrame as of `summarize`, with `condition` in place of the label ratio; the highest gain of a condition first
     "The evidence for every strategy and condition, in numbers."
     order, baseline = list(dict.fromkeys(pairs["condition"])), pairs.attrs["baseline"]
     named = pairs.assign(strategy=pairs["strategy"].where(pairs["strategy"] != baseline, "supervised"), labeled_ratio=pairs["condition"])
-    table = summarise(named).rename(columns=dict(labeled_ratio="condition")).drop(columns="f1_all_foreground")
+    table = summarize(named).rename(columns=dict(labeled_ratio="condition")).drop(columns="f1_all_foreground")
     table = table.assign(strategy=table["strategy"].where(table["strategy"] != "supervised", baseline), place=table["condition"].map(order.index), gains=table["gain_mean"].fillna(math.inf))
     return table.sort_values(["place", "gains"], ascending=[True, False], kind="stable", ignore_index=True).drop(columns=["place", "gains"])
 
@@ -199,7 +199,7 @@ def _diagnosis_row(condition: str, group: Group) -> dict | None:
     if not rounds: return None
     mean = lambda name: np.mean([r[name] for r in last])
     kept = [next((r["round"] for r in reversed(f.rounds) if r.get("accepted")), "none") for f in group.members]
-    return {"condition": condition, "strategy": group.label, "runs": len(last), "pseudo-labelled images": f"{mean('n_pseudo'):.0f}", "foreground in them": f"{mean('ratio_pseudo'):.2%}", "in the labels": f"{mean('ratio_labelled'):.2%}",
+    return {"condition": condition, "strategy": group.label, "runs": len(last), "pseudo-labeled images": f"{mean('n_pseudo'):.0f}", "foreground in them": f"{mean('ratio_pseudo'):.2%}", "in the labels": f"{mean('ratio_labeled'):.2%}",
             "verdicts (runs)": _counted(r.get("verdict") or "none" for r in last), "students accepted": f"{sum(bool(r.get('accepted')) for r in rounds)} of {len(rounds)}",
             "round kept (runs)": _counted(kept), "collapses": sum("collapsed" in r.get("warning", "") for r in rounds)}
 

@@ -30,7 +30,7 @@ class Job:
     "One run of a sweep."
     folder: Path
     recipe: dict # as `to_dict` writes it
-    ratio: float # share of labelled images
+    ratio: float # share of labeled images
     seed: int
     settings: Settings
     donor: Path | None = None # a run with the same first teacher

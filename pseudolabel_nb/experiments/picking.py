@@ -181,7 +181,7 @@ def _pick_one(out: Path, item, probs: np.ndarray, picking: Picking) -> dict: # t
     if "mask" in picking.formats: write_mask(path_for(out / "mask", item.id, ".png"), _enlarged(probs >= picking.threshold, item.shape))
     if "mrc" in picking.formats: write_probabilities(path_for(out / "mrc", item.id, ".mrc"), _enlarged(probs, item.shape), pixel)
     codes = area_codes(_enlarged(areas, item.shape)) if "coco" in picking.formats else []
-    return dict(image=item.id, file=_stamp(item), size=item.shape, pixel=None if pixel != pixel else pixel, centres=picks.centres.round(3), sizes=picks.sizes.round(3), scores=picks.scores.round(6), codes=codes)
+    return dict(image=item.id, file=_stamp(item), size=item.shape, pixel=None if pixel != pixel else pixel, centers=picks.centers.round(3), sizes=picks.sizes.round(3), scores=picks.scores.round(6), codes=codes)
 
 def _enlarged(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     "The nearest value at each pixel of the original size."
@@ -193,7 +193,7 @@ def _write_joined(out: Path, images: ImageSet, picking: Picking) -> list[Picks]:
     "The files that hold all images, from the lines of each; the picks."
     lines = {line["image"]: line for line in read_jsonl(out / "done.jsonl")}
     lines = [lines[id] for id in images.ids]
-    every = [Picks(line["centres"], line["sizes"], line["scores"], line["image"], tuple(line["size"])) for line in lines]
+    every = [Picks(line["centers"], line["sizes"], line["scores"], line["image"], tuple(line["size"])) for line in lines]
     named = [replace(p, image=f"{picking.names.rstrip('/')}/{p.image}" if picking.names else p.image) for p in every]
     pixel = next((line["pixel"] for line in lines if line["pixel"]), float("nan"))
     if "star" in picking.formats:

@@ -44,19 +44,19 @@ def _reading(run: Run, data: Data) -> list[str]:
 
 def _images(run: Run, data: Data) -> list[str]:
     "Splits whose images or masks are others now."
-    labelled = [id for id in run.split["labelled"] if id in data.train.ids]
-    then, now = run.config.get("fingerprint"), fingerprints(data, labelled)
+    labeled = [id for id in run.split["labeled"] if id in data.train.ids]
+    then, now = run.config.get("fingerprint"), fingerprints(data, labeled)
     if then is None: return ["pixels: cannot be compared, since this run was begun before fingerprints were written"]
     said = [f"{name} images: there {'then' if name in then else 'now'}, but not {'now' if name in then else 'then'}" for name in sorted({*then} ^ {*now})]
-    kept = len(labelled) == len(run.split["labelled"])
-    return said + [f"{name}: {_what_changed[name]}" for name in now if name in then and then[name] != now[name] and (name != "labelled" or kept)]
+    kept = len(labeled) == len(run.split["labeled"])
+    return said + [f"{name}: {_what_changed[name]}" for name in now if name in then and then[name] != now[name] and (name != "labeled" or kept)]
 
-_what_changed = {n: f"names, sizes or pixels of the images{m} are not those of then" for n, m in dict(train="", unlabelled="", val=" or their masks", test=" or their masks").items()}
-_what_changed["labelled"] = "names, pixels or masks of the labelled images are not those of then"
+_what_changed = {n: f"names, sizes or pixels of the images{m} are not those of then" for n, m in dict(train="", unlabeled="", val=" or their masks", test=" or their masks").items()}
+_what_changed["labeled"] = "names, pixels or masks of the labeled images are not those of then"
 
 def _missing(run: Run, data: Data) -> list[str]:
     "Images that the run used and that are gone."
-    there = dict(labelled=data.train.ids, val=data.val.ids, test=data.test.ids)
+    there = dict(labeled=data.train.ids, val=data.val.ids, test=data.test.ids)
     gone = {name: [id for id in run.split[name] if id not in set(ids)] for name, ids in there.items()}
     return [f"{name}: {len(ids)} of {len(run.split[name])} images are not there: {', '.join(ids[:3])}{', …' * (len(ids) > 3)}" for name, ids in gone.items() if ids]
 
@@ -127,7 +127,7 @@ def repeat(
     device = _device(then, device)
     with own_folder(out) as folder, _threads(then.environment.get("threads") if device == "cpu" else None):
         for line in differences(then, data, device): say(f"not as it was then: {line}")
-        config = then.config | dict(fingerprint=fingerprints(data, then.split["labelled"]))
+        config = then.config | dict(fingerprint=fingerprints(data, then.split["labeled"]))
         now = begin_run(folder, config, then.split, device, source or then.source, **hardware(device))
         for record in rounds(now, data): say(f"{now.name}: {record}")
         finish(now, data)

@@ -34,7 +34,7 @@ def lend(
     run: Run, # its first round after the teacher is done
     shelf: Path, # of all runs with this first teacher
 ) -> bool: # was there something to lend?
-    "Keep what the run's first teacher has predicted for others; not that of an ensemble, nor where the student has labelled anew since."
+    "Keep what the run's first teacher has predicted for others; not that of an ensemble, nor where the student has labeled anew since."
     store, first = run.folder / "predictions" / "round-1", run.records()[0]
     if not (store / "meta.json").exists() or read_json(store / "meta.json")["teacher"] != first.checkpoint: return False
     kept = _kept(run, shelf)
@@ -52,6 +52,6 @@ def borrow(
     shutil.rmtree(part, ignore_errors=True) # of an interrupted attempt
     if first.members or store.exists() or not (kept / "meta.json").exists(): return False
     there = Predictions(kept)
-    if (there.teacher, there.ids) != (first.checkpoint, open_task(run, data).unlabelled.ids): return False
+    if (there.teacher, there.ids) != (first.checkpoint, open_task(run, data).unlabeled.ids): return False
     _link_folder(kept, part, store)
     return True

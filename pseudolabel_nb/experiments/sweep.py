@@ -40,7 +40,7 @@ class _Here(Executor):
 
 def _start(config: dict) -> str:
     "Names the first training of a run within its sweep."
-    return json.dumps(first_training(defaultdict(str, {k: config[k] for k in ("labelled_ratio", "seed", "recipe", "settings")})))
+    return json.dumps(first_training(defaultdict(str, {k: config[k] for k in ("labeled_ratio", "seed", "recipe", "settings")})))
 
 class _Course:
     "The course of a sweep: what waits, what is worked on, what is over."
@@ -80,7 +80,7 @@ class _Course:
             if not self.over.issuperset(f for f, j in self.tuning.items() if j.ratio == job.ratio): return None
             if job.ratio not in self.rates: self.rates[job.ratio] = self._best_rate(job.ratio)
             job = replace(job, settings=replace(job.settings, learning_rate=self.rates[job.ratio]))
-        donor = self.first.setdefault(_start(dict(vars(job), labelled_ratio=job.ratio, settings=to_dict(job.settings))), job.folder)
+        donor = self.first.setdefault(_start(dict(vars(job), labeled_ratio=job.ratio, settings=to_dict(job.settings))), job.folder)
         if donor == job.folder: return job
         return replace(job, donor=donor) if donor in self.over or Run(donor).records() else None
 
@@ -151,7 +151,7 @@ def _steps_left(jobs: list[Job]) -> dict[Path, int]: # folder -> steps
     left, seen = {}, set()
     for job in jobs:
         run, total = Run(job.folder), job.settings.steps
-        start = _start(dict(labelled_ratio=job.ratio, seed=job.seed, recipe=job.recipe, settings=to_dict(job.settings)))
+        start = _start(dict(labeled_ratio=job.ratio, seed=job.seed, recipe=job.recipe, settings=to_dict(job.settings)))
         adopted = phase_steps(total, job.recipe["rounds"], job.settings.teacher_share)[0] if start in seen else 0
         seen.add(start)
         left[job.folder] = 0 if run.result else total - max(adopted, sum(r.steps for r in run.records()))
@@ -159,7 +159,7 @@ def _steps_left(jobs: list[Job]) -> dict[Path, int]: # folder -> steps
 
 def best_rate(
     out: Path,
-    ratio: float, # share of labelled images
+    ratio: float, # share of labeled images
     runs: dict[float, Run], # learning rate -> its supervised run
     say: Callable,
 ) -> float:
@@ -187,7 +187,7 @@ class Sweep:
 def sweep(
     data: Data,
     recipes: Sequence[Recipe | str], # strategies; the supervised baseline is always run
-    ratios: Sequence[float] = (0.05, 0.10), # shares of labelled images
+    ratios: Sequence[float] = (0.05, 0.10), # shares of labeled images
     seeds: Sequence[int] = (0,), # each changes labels, initial weights and order
     out: str | Path = "sweep",
     settings: Settings = Settings(),
@@ -243,7 +243,7 @@ def _tuning(out: Path, ratio: float, seed: int, settings: Settings, learning_rat
 
 def _check(data: Data, methods: list[Recipe], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> None:
     "`UserError` for what would stop the sweep half-way, before anything is trained."
-    for name, values in (("labelled ratios", ratios), ("seeds", seeds), ("learning rates", learning_rates)):
+    for name, values in (("labeled ratios", ratios), ("seeds", seeds), ("learning rates", learning_rates)):
         if not len(values): raise UserError(f"{name}: found none; expected at least one, so name one")
         if len({*values}) < len(values): raise UserError(f"{name}: found {', '.join(map(str, values))}; expected each once, so leave out what is given twice")
     for method in methods: phase_steps(settings.steps, method.rounds, settings.teacher_share)

@@ -31,7 +31,7 @@ def picker_predictions(
     "A picker's discs as predictions of probability 1; raises `UserError` where an image or a diameter is missing."
     ids = tuple(id for id in images.ids if id in picks)
     if not ids: raise UserError(f"picker {name}: no picks for any image; expected some, so read the coordinates for these images")
-    known = zlib.crc32(b"".join(picks[id].centres.tobytes() + picks[id].sizes.tobytes() for id in ids))
+    known = zlib.crc32(b"".join(picks[id].centers.tobytes() + picks[id].sizes.tobytes() for id in ids))
     planes = lambda start: ([levels * picks_to_mask(picks[id], images.shape(images.index(id))).astype(np.uint16)[None]] for id in ids[start:])
     return write_predictions(out, ids, planes, teacher=f"{name}:{known:08x}", desc=f"discs of {name}")
 
@@ -64,5 +64,5 @@ def as_labels(
 
 def _label(folder: Path, id: str, sure: float) -> np.ndarray: # uint8 (H, W)
     stored = Predictions(folder)
-    q = stored.quantised(stored.index(id))[0]
+    q = stored.quantized(stored.index(id))[0]
     return np.where(q >= sure * levels, np.uint8(1), np.where(q <= (1 - sure) * levels, np.uint8(0), np.uint8(255)))

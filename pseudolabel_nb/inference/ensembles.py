@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core import UserError, pick, registering
 from .predictions import Predictions, levels, with_background, write_predictions
-from ..measures.metrics import quantise
+from ..measures.metrics import quantize
 
 # %% ../../nbs/inference/02_ensembles.ipynb #a235a42d
 combinations: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {}
@@ -71,7 +71,7 @@ def unanimous(probs: Tensor, weights: Tensor | None = None) -> Tensor:
 @register_combination("reliable_negatives")
 def reliable_negatives(probs: Tensor, weights: Tensor | None = None) -> Tensor:
     "Foreground from the first of two members, background from the second, where both see it so; else undecided."
-    if len(probs) != 2: raise UserError(f"combination 'reliable_negatives' has {len(probs)} members; expected 2, the teacher of pseudo-labels and then the positive-unlabelled one")
+    if len(probs) != 2: raise UserError(f"combination 'reliable_negatives' has {len(probs)} members; expected 2, the teacher of pseudo-labels and then the positive-unlabeled one")
     first, second = probs.max(1).indices > 0
     return torch.where(first & second, probs[0], torch.where(first | second, undecided(probs.shape[1]).to(probs), probs[1]))
 
@@ -106,8 +106,8 @@ def combined_planes(
     "Image `i` of all members made one, as it is stored."
     height, width = members[0].shape(i)
     rows = max(1, strip // width)
-    said = (np.stack([m.quantised(i)[:, top:top + rows] for m in members]) for top in range(0, height, rows))
-    return np.concatenate([quantise(combine_probs(with_background(q), how, weights)[1:]) for q in said], 1)
+    said = (np.stack([m.quantized(i)[:, top:top + rows] for m in members]) for top in range(0, height, rows))
+    return np.concatenate([quantize(combine_probs(with_background(q), how, weights)[1:]) for q in said], 1)
 
 # %% ../../nbs/inference/02_ensembles.ipynb #de2b5b22
 def _difference(ours, theirs) -> str:

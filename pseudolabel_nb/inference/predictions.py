@@ -20,30 +20,30 @@ from torch import Tensor, nn
 from ..cards import bar, card, facts, table
 from ..core import UserError, progress, read_json, read_jsonl, write_json
 from .streaming import stream_predictions
-from ..measures.metrics import quantise
+from ..measures.metrics import quantize
 
 # %% ../../nbs/inference/01_predictions.ipynb #9f9043a2
 levels, bins = 65535, 1024 # of a stored probability; of a confidence histogram
 
 def with_background(
-    quantised: np.ndarray, # (..., C - 1, H, W) uint16
+    quantized: np.ndarray, # (..., C - 1, H, W) uint16
 ) -> Tensor: # (..., C, H, W) float32
     "Stored foreground planes as probabilities of all classes."
-    q = torch.from_numpy(quantised.astype(np.int32))
+    q = torch.from_numpy(quantized.astype(np.int32))
     return torch.cat([(levels - q.sum(-3, keepdim=True)).clamp_(min=0), q], -3).float() / levels
 
 # %% ../../nbs/inference/01_predictions.ipynb #c8f8be38
 def confidence_histogram(
-    quantised: np.ndarray, # (C - 1, H, W) uint16
+    quantized: np.ndarray, # (C - 1, H, W) uint16
 ) -> np.ndarray: # (C, 1024) int32: pixels by most probable class and its confidence
     "Pixels counted by predicted class and confidence in it."
-    classes = len(quantised) + 1
+    classes = len(quantized) + 1
     if classes == 2:
-        lanes = (np.arange(quantised.shape[-1]) % 4 * bins).astype(np.uint16)
-        h = np.bincount(((quantised >> 6) + lanes).ravel(), minlength=4 * bins).reshape(4, bins).sum(0).astype(np.int32)
+        lanes = (np.arange(quantized.shape[-1]) % 4 * bins).astype(np.uint16)
+        h = np.bincount(((quantized >> 6) + lanes).ravel(), minlength=4 * bins).reshape(4, bins).sum(0).astype(np.int32)
         half = bins // 2
         return np.stack([np.concatenate([h[:half], np.zeros(half, np.int32)])[::-1], np.concatenate([np.zeros(half, np.int32), h[half:]])])
-    q = np.concatenate([(levels - quantised.sum(0, dtype=np.int32))[None].clip(0), quantised])
+    q = np.concatenate([(levels - quantized.sum(0, dtype=np.int32))[None].clip(0), quantized])
     label = q.argmax(0)
     flat = label * bins + (np.take_along_axis(q, label[None], 0)[0] >> 6)
     return np.bincount(flat.ravel(), minlength=classes * bins).reshape(classes, bins).astype(np.int32)
@@ -90,17 +90,17 @@ class Predictions:
         "(H, W) of image `i`."
         return self.shapes[i]
 
-    def quantised(self, i: int) -> np.ndarray: # (C - 1, H, W) uint16
+    def quantized(self, i: int) -> np.ndarray: # (C - 1, H, W) uint16
         "Stored foreground planes of image `i`: a view of the file, read as it is touched."
         return self._numbers[self._offsets[i]:self._offsets[i + 1]].reshape(self.n_classes - 1, *self.shapes[i])
 
     def probs(self, i: int) -> Tensor: # (C, H, W) float32
         "Probabilities of all classes for image `i`."
-        return with_background(self.quantised(i))
+        return with_background(self.quantized(i))
 
     def crop(self, i: int, top: int, left: int, height: int, width: int) -> Tensor: # (C, height, width) float32
         "Probabilities in a window of image `i`; only that window is read."
-        return with_background(self.quantised(i)[:, top:top + height, left:left + width])
+        return with_background(self.quantized(i)[:, top:top + height, left:left + width])
 
     @property
     def histograms(self) -> np.ndarray: # (N, C, 1024) int32
@@ -206,7 +206,7 @@ def predict(
 ) -> Predictions:
     "Predict all images into a store, or go on with an interrupted one. Raises `UserError` where the network tells another number of classes apart."
     if teacher is None: teacher = _named(network, options)
-    planes = lambda start: ([quantise(p) for p in probs.cpu()] for _, probs in stream_predictions(network, images, start=start, **options))
+    planes = lambda start: ([quantize(p) for p in probs.cpu()] for _, probs in stream_predictions(network, images, start=start, **options))
     return write_predictions(out, tuple(images.ids), planes, n_classes, teacher, desc)
 
 def _write_anew(folder: Path, planes: Iterable[tuple[str, np.ndarray]], n_classes: int, teacher: str) -> Predictions:
@@ -228,7 +228,7 @@ def store(
     teacher: str = "given",
 ) -> Predictions:
     "Store probabilities that come from elsewhere: another program, a consensus of pickers, a worked example."
-    return _write_anew(Path(out), ((id, quantise(p)) for id, p in probs), n_classes, teacher)
+    return _write_anew(Path(out), ((id, quantize(p)) for id, p in probs), n_classes, teacher)
 
 # %% ../../nbs/inference/01_predictions.ipynb #37e1e0ed
 def thin(
@@ -245,4 +245,4 @@ def thin(
 def _write_some(old: Predictions, ids: Iterable[str], part: Path) -> None:
     "A store of some images of another."
     keep = [old.index(id) for id in ids if id in old._where]
-    _write_anew(part, ((old.ids[i], old.quantised(i)) for i in keep), old.n_classes, old.teacher)
+    _write_anew(part, ((old.ids[i], old.quantized(i)) for i in keep), old.n_classes, old.teacher)

@@ -174,7 +174,7 @@ class Expected:
 
 def expected_quality(
     known: np.ndarray, # (N, 2, bins): histograms of validation images, or of groups of them
-    pixels: np.ndarray, # (M, bins): of unlabelled images, or of groups of them
+    pixels: np.ndarray, # (M, bins): of unlabeled images, or of groups of them
     thresholds: tuple[float, float], # of background and foreground
     method: str = "isotonic", # a calibration
     n: int = 200, # bootstrap draws

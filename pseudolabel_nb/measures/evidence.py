@@ -99,8 +99,8 @@ def paired_power(
 ) -> float: # in [alpha, 1]
     "The chance that a paired t test of `n` seeds finds an effect of size `d_z` (Cohen 1988)."
     from scipy.stats import nct, t
-    edge, centre = t.ppf(1 - alpha / 2, n - 1), abs(d_z) * n**0.5
-    return min(1.0, float(nct.sf(edge, n - 1, [centre, -centre]).sum())) # both tails; nct.cdf(-edge, …), the same, is nan for some large centres
+    edge, center = t.ppf(1 - alpha / 2, n - 1), abs(d_z) * n**0.5
+    return min(1.0, float(nct.sf(edge, n - 1, [center, -center]).sum())) # both tails; nct.cdf(-edge, …), the same, is nan for some large centers
 
 most_pairs = 2**20 # an effect that needs more is as good as none
 

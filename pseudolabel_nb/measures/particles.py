@@ -75,7 +75,7 @@ def match_picks(
     ignore: np.ndarray | None = None, # bool (H, W): True where nothing is known
 ) -> Matching:
     "Which picks are hits, one particle each; raises `UserError` without a diameter."
-    a, b, diameter = _centres(picks), _centres(particles), _diameter(particles, diameter)
+    a, b, diameter = _centers(picks), _centers(particles), _diameter(particles, diameter)
     size = size or _said(particles, "size") or _said(picks, "size")
     scores = np.asarray(_said(picks, "scores", np.full(len(a), np.nan)), float)
     aside, unknown = (_left_out(c, size, diameter / 2, ignore) for c in (a, b))
@@ -90,14 +90,14 @@ def match_picks(
     return Matching(_said(particles, "image") or _said(picks, "image") or "", pairs, np.linalg.norm(a[pairs[:, 0]] - b[pairs[:, 1]], axis=1), of_picks, of_particles, scores)
 
 def _said(points, name: str, otherwise=None):
-    "What `Picks` say; an array says nothing but its centres."
-    return getattr(points, name, otherwise) if hasattr(points, "centres") else otherwise
+    "What `Picks` say; an array says nothing but its centers."
+    return getattr(points, name, otherwise) if hasattr(points, "centers") else otherwise
 
-def _centres(points) -> np.ndarray: # float64 (n, 2)
-    "The centres of picks, or the array itself; raises `UserError` for another shape."
-    found = np.asarray(getattr(points, "centres", points), float)
+def _centers(points) -> np.ndarray: # float64 (n, 2)
+    "The centers of picks, or the array itself; raises `UserError` for another shape."
+    found = np.asarray(getattr(points, "centers", points), float)
     if found.size == 0: return found.reshape(0, 2)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all(): raise UserError(f"centres of shape {found.shape}{'' if np.isfinite(found).all() else ' with NaN'}; expected (n, 2) finite numbers, x and y in px, one row a particle")
+    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all(): raise UserError(f"centers of shape {found.shape}{'' if np.isfinite(found).all() else ' with NaN'}; expected (n, 2) finite numbers, x and y in px, one row a particle")
     return found
 
 def _diameter(particles, given: float | None) -> float: # px
@@ -107,10 +107,10 @@ def _diameter(particles, given: float | None) -> float: # px
     if found is None or not 0 < found < np.inf: raise UserError(f"the particles' diameter is {given}, and they have no sizes; expected a number of px over 0, so pass diameter=")
     return float(found)
 
-def _left_out(centres: np.ndarray, size: tuple[int, int] | None, margin: float, ignore: np.ndarray | None) -> np.ndarray: # bool (n,)
-    "Which centres lie less than `margin` from the border, or where nothing is known."
-    x, y = centres.T
-    out = np.zeros(len(centres), bool)
+def _left_out(centers: np.ndarray, size: tuple[int, int] | None, margin: float, ignore: np.ndarray | None) -> np.ndarray: # bool (n,)
+    "Which centers lie less than `margin` from the border, or where nothing is known."
+    x, y = centers.T
+    out = np.zeros(len(centers), bool)
     if size is not None: out |= np.minimum.reduce([x + 0.5, y + 0.5, size[1] - 0.5 - x, size[0] - 0.5 - y]) < margin
     if ignore is None: return out
     row, column = (np.clip(np.rint(v), 0, s - 1).astype(int) for v, s in zip((y, x), ignore.shape))

@@ -35,7 +35,7 @@ def register_network(
 # %% ../../nbs/models/00_networks.ipynb #d8665734
 @register_network("unet")
 def unet(
-    channels: int, # of the image: 1 gray, 3 colour
+    channels: int, # of the image: 1 gray, 3 color
     n_classes: int, # with background
     widths: tuple[int, ...] = (16, 32, 64, 128), # feature maps a level; each level halves the resolution
     res_units: int = 0, # residual units a level
@@ -69,7 +69,7 @@ def build_network(
     precision: str = "float32", # or "bfloat16": what `logits_of` computes with; weights and logits stay float32
     **options, # to the registered function
 ) -> nn.Module: # in channels-last memory format
-    "A freshly initialised network; the same seed gives the same weights. Raises `UserError` for an unknown name or option."
+    "A freshly initialized network; the same seed gives the same weights. Raises `UserError` for an unknown name or option."
     make = pick(networks, name, "network")
     if unknown := set(options) - set(inspect.signature(make).parameters):
         raise UserError(f"network {name!r} has no option {', '.join(sorted(unknown))}; expected some of: {', '.join([*list(inspect.signature(make).parameters)[2:], 'precision'])}")

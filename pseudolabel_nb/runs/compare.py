@@ -65,7 +65,7 @@ def flatten(
             kind = value.get("kind", "")
             if str(kind).lower() not in ("", key): flat[name] = _leaf(kind)
             flat |= flatten({k: v for k, v in value.items() if k != "kind"}, f"{name}.")
-    for name in ("recipe.about", "fingerprint.labelled"): flat.pop(name, None) # goes with the recipe; with the seed
+    for name in ("recipe.about", "fingerprint.labeled"): flat.pop(name, None) # goes with the recipe; with the seed
     return flat
 
 # %% ../../nbs/runs/01_compare.ipynb #cdbc22e4
@@ -100,7 +100,7 @@ class RunFacts:
 
     @cached_property
     def images(self) -> str: # SHA-256
-        "Which images were labelled, unlabelled, validation and test: the fingerprint of split.json, empty where there is none."
+        "Which images were labeled, unlabeled, validation and test: the fingerprint of split.json, empty where there is none."
         path = self.run.folder / "split.json"
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
@@ -126,7 +126,7 @@ def _by_size(value) -> tuple:
 @dataclass(frozen=True)
 class Group:
     "Runs that differ in their seed alone."
-    label: str # "class_balanced, labelled_ratio 0.05"
+    label: str # "class_balanced, labeled_ratio 0.05"
     values: dict # what tells it from the other groups: "recipe.name" and dotted names
     members: tuple[RunFacts, ...] # one a seed
 

@@ -21,12 +21,12 @@ _most_groups = 12
 
 def group_styles(
     n: int, # groups
-) -> list[dict]: # colour, marker and line style of each, for matplotlib
-    "Styles that differ in more than the colour; `UserError` for more than twelve."
+) -> list[dict]: # color, marker and line style of each, for matplotlib
+    "Styles that differ in more than the color; `UserError` for more than twelve."
     import seaborn as sns
     if n > _most_groups: raise UserError(f"{n} groups of runs in one figure; expected at most {_most_groups}, so choose some: comparison.only(names)")
-    colours = sns.color_palette("colorblind", 10)
-    return [dict(color=colours[k % 10], marker="osD^vPX"[k % 7], linestyle=("-", "--", "-.", ":")[k % 4]) for k in range(n)]
+    colors = sns.color_palette("colorblind", 10)
+    return [dict(color=colors[k % 10], marker="osD^vPX"[k % 7], linestyle=("-", "--", "-.", ":")[k % 4]) for k in range(n)]
 
 def _styled(comparison: Comparison) -> Iterator[tuple[Group, dict]]:
     "Each group with its style; the same in every figure of this comparison."
@@ -127,7 +127,7 @@ def _draw_ratio(ax, found: list, spread: Sequence[float]) -> None:
     ax.set(xlabel="round", ylabel="foreground in the pseudo-labels")
 
 def _draw_thresholds(ax, found: list, spread: Sequence[float]) -> None:
-    "Thresholds of each group: colour and marker by group, line style by class, the background hollow."
+    "Thresholds of each group: color and marker by group, line style by class, the background hollow."
     names = next((f.config["classes"] for g, *_ in found for f in g.members if "classes" in f.config), ())
     n_classes = max(len(r.get("thresholds", ())) for g, *_ in found for f in g.members for r in f.rounds)
     for k in range(n_classes):
@@ -145,7 +145,7 @@ def plot_ratio(
     "Foreground ratio of the pseudo-labels against the prior, and the thresholds that made them, over the rounds: means with 95 % intervals over seeds. Raises `UserError` where no run has pseudo-labels."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
-    found = [(g, style, _rounds(g, lambda r: r["ratio_pseudo"]), _rounds(g, lambda r: r.get("ratio_labelled"))) for g, style in _styled(comparison)]
+    found = [(g, style, _rounds(g, lambda r: r["ratio_pseudo"]), _rounds(g, lambda r: r.get("ratio_labeled"))) for g, style in _styled(comparison)]
     found = [f for f in found if len(f[2])]
     if not found: raise UserError(f"none of {len(comparison.facts)} runs has pseudo-labels yet; expected a strategy with a round after its first teacher, so let one go on")
     axes = plt.subplots(1, 2, figsize=(10, 4), dpi=80, layout="constrained")[1] if axes is None else axes

@@ -70,7 +70,7 @@ def per_image(
     return table.iloc[order].reset_index()[["id", "f1_a", "f1_b", "difference", *(f"{n}_{k}" for n in ("tp", "fp", "fn") for k in "ab")]]
 
 # %% ../../nbs/runs/03_images.ipynb #c55ce13b
-_marks = ( # what happened to an image: colour, marker
+_marks = ( # what happened to an image: color, marker
     ("{b} is better", "#0072B2", "^"),
     ("{a} is better", "#D55E00", "v"),
     ("no difference", "0.5", "o"),
@@ -99,9 +99,9 @@ def plot_per_image(
     rows, labels = per_image(run_a, run_b).to_dict("records"), dict(a=_opened(run_a).name, b=_opened(run_b).name)
     ax = ax or plt.subplots(figsize=(5.5, 5.5), dpi=80)[1]
     ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
-    for k, (said, colour, marker) in enumerate(_marks):
+    for k, (said, color, marker) in enumerate(_marks):
         points = [(r["f1_a"], r["f1_b"]) for r in rows if _mark(r) == k]
-        if points: ax.plot(*zip(*points), marker, color=colour, alpha=0.7, markersize=6, label=f"{said.format(**labels)} ({len(points)})")
+        if points: ax.plot(*zip(*points), marker, color=color, alpha=0.7, markersize=6, label=f"{said.format(**labels)} ({len(points)})")
     for row in rows[:names]:
         if row["difference"]: _name_image(ax, row)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")

@@ -30,19 +30,19 @@ class RoundRecord:
     accepted: bool # did the gate let this student replace the last one?
     checkpoint: str # its weights, relative to the run folder
     seconds: float
-    ratio_labelled: float # foreground ratio that is expected, in (0, 1): that of the labelled images, or the prior that was given in its place
+    ratio_labeled: float # foreground ratio that is expected, in (0, 1): that of the labeled images, or the prior that was given in its place
     gain: float | None = None # validation F1 minus that of the last accepted student
     gain_low: float | None = None # its bootstrap interval
     gain_high: float | None = None
     probability: float | None = None # that the gain is above 0, by bootstrap over validation images
     thresholds: tuple[float, ...] = () # of the selection, one a class
-    n_pseudo: int = 0 # pseudo-labelled images
-    kept: tuple[int, ...] = () # pseudo-labelled pixels a class
+    n_pseudo: int = 0 # pseudo-labeled images
+    kept: tuple[int, ...] = () # pseudo-labeled pixels a class
     ratio_pseudo: float | None = None # foreground ratio of the kept pixels
     verdict: str = "" # of the class-ratio diagnosis
     predicted: float | None = None # share of the validation pixels that the student calls foreground
     members: tuple[str, ...] = () # checkpoints of an ensemble, or of two networks that teach each other
-    watched: tuple[str, ...] | None = None # of the images whose predictions stay in the run folder, those that were pseudo-labelled; None where that was not written down
+    watched: tuple[str, ...] | None = None # of the images whose predictions stay in the run folder, those that were pseudo-labeled; None where that was not written down
     agreement: dict = field(default_factory=dict) # of an ensemble: rule -> pixels it kept a class
     warning: str = ""
 
@@ -50,7 +50,7 @@ class RoundRecord:
         if out := [name for name in (self.checkpoint, *self.members) if not _stays_inside(name)]: raise UserError(f"round {self.round}: weights {out[0]!r} are not a path within the run folder; expected one such as checkpoints/round-0.safetensors, so do not trust this folder, or mend its rounds.jsonl")
 
     def __str__(self):
-        kept = f"{self.n_pseudo} pseudo-labelled, foreground {self.ratio_pseudo or 0:.2%} (labels {self.ratio_labelled:.2%}); " if self.n_pseudo else ""
+        kept = f"{self.n_pseudo} pseudo-labeled, foreground {self.ratio_pseudo or 0:.2%} (labels {self.ratio_labeled:.2%}); " if self.n_pseudo else ""
         gate = "" if self.gain is None else f", {self.gain:+.3f} [{self.gain_low:+.3f}, {self.gain_high:+.3f}], {'accepted' if self.accepted else 'refused'}"
         return f"round {self.round}: {kept}{self._agreed()}validation F1 {self.f1:.3f}{gate}" + (f" — {self.warning}" if self.warning else "")
 
@@ -78,14 +78,14 @@ def _gate_text(r: RoundRecord) -> str:
 def _ratios(r: RoundRecord) -> Html:
     "Foreground of the kept pixels and of the labels, as bars of one scale."
     if r.ratio_pseudo is None or not r.n_pseudo: return Html()
-    top = max(r.ratio_pseudo, r.ratio_labelled, 1e-9)
-    return table([("kept", f"{r.ratio_pseudo:.2%}", bar(r.ratio_pseudo / top, striped=True)), ("labels", f"{r.ratio_labelled:.2%}", bar(r.ratio_labelled / top))])
+    top = max(r.ratio_pseudo, r.ratio_labeled, 1e-9)
+    return table([("kept", f"{r.ratio_pseudo:.2%}", bar(r.ratio_pseudo / top, striped=True)), ("labels", f"{r.ratio_labeled:.2%}", bar(r.ratio_labeled / top))])
 
 def _round_card(r: RoundRecord) -> str:
     "A round as a card."
     kept = ", ".join(f"{n:,} px of class {c}" if c else f"{n:,} px of background" for c, n in enumerate(r.kept))
     said = [("validation F1", html(f"{r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}; foreground from {r.threshold:.3f} on)")), ("gain", _gain_text(r) + (f", above 0 with probability {r.probability:.2f}" if r.probability is not None else "")),
-            ("pseudo-labelled", f"{r.n_pseudo:,} images" + f"; kept {kept}" * bool(kept) if r.n_pseudo else ""), ("thresholds", ", ".join(f"{t:.3f}" for t in r.thresholds)), ("foreground", _ratios(r)), ("verdict", r.verdict),
+            ("pseudo-labeled", f"{r.n_pseudo:,} images" + f"; kept {kept}" * bool(kept) if r.n_pseudo else ""), ("thresholds", ", ".join(f"{t:.3f}" for t in r.thresholds)), ("foreground", _ratios(r)), ("verdict", r.verdict),
             ("agreement", r._agreed().rstrip("; ")), ("trained", f"{r.steps:,} steps"), ("weights", code(r.checkpoint))]
     tone = "warning" if r.warning else "note" if r.gain is not None and not r.accepted else "ok"
     return card(f"round {r.round}", facts(said), *([block(r.warning, tone="warning")] if r.warning else []), about=_gate_text(r), tone=tone)
@@ -131,7 +131,7 @@ class Run:
 
     @property
     def split(self) -> dict:
-        "Ids of the labelled, validation and test images."
+        "Ids of the labeled, validation and test images."
         return self._table("split.json")
 
     @property
@@ -195,16 +195,16 @@ _tones = {"finished": "ok", "failed": "severe", "trained, not scored": "note", "
 
 def _rounds_table(records: list[RoundRecord]) -> Html:
     "A line a round."
-    head = ("round", "pseudo-labelled", "foreground kept (labels)", "validation F1", "gain", "gate", "")
-    kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labelled:.2%})" if r.n_pseudo else ""
+    head = ("round", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate", "")
+    kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labeled:.2%})" if r.n_pseudo else ""
     return table([(r.round, f"{r.n_pseudo:,}" if r.n_pseudo else "", kept(r), f"{r.f1:.3f}", _gain_text(r), _gate_text(r), r.warning) for r in records], head) if records else Html()
 
 def _asked(run: Run) -> list[tuple]:
     "What was asked for, of what its files say."
     config, split = (read_json(path) if (path := run.folder / f"{name}.json").exists() else {} for name in ("config", "split"))
-    recipe, ratio, labelled = config.get("recipe", {}), config.get("labelled_ratio"), split.get("labelled")
+    recipe, ratio, labeled = config.get("recipe", {}), config.get("labeled_ratio"), split.get("labeled")
     name = ": ".join(filter(None, (recipe.get("name"), recipe.get("about"))))
-    return [("recipe", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"), ("data", config.get("data")), ("labelled images", labelled and f"{len(labelled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")), ("seed", config.get("seed"))]
+    return [("recipe", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"), ("data", config.get("data")), ("labeled images", labeled and f"{len(labeled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")), ("seed", config.get("seed"))]
 
 def _run_card(run: Run) -> str:
     "A run as a card."

@@ -28,7 +28,7 @@ class Scalar(NamedTuple):
     seconds: float
 
 _evaluated = dict(f1="validation/f1", precision="validation/precision", recall="validation/recall", threshold="validation/threshold", predicted="validation/predicted_foreground", loss="train/loss")
-_of_a_round = dict(gain="gate/gain", probability="gate/probability", accepted="gate/accepted", ratio_pseudo="pseudo/foreground_ratio", ratio_labelled="pseudo/expected_ratio", n_pseudo="pseudo/images")
+_of_a_round = dict(gain="gate/gain", probability="gate/probability", accepted="gate/accepted", ratio_pseudo="pseudo/foreground_ratio", ratio_labeled="pseudo/expected_ratio", n_pseudo="pseudo/images")
 
 def _ends(run: Run) -> tuple[dict[int, int], np.ndarray]: # round -> its last step; (rounds + 1, 2): steps and seconds since the run began
     "Where rounds end, in steps and in seconds."

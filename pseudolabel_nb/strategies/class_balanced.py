@@ -103,7 +103,7 @@ class ClassBalanced(Selector):
     "A lower threshold for the foreground, and images chosen to match the prior (after Zou 2018 and He 2021)."
     foreground: float = 0.60 # keep as foreground from this probability on
     background: float = 0.80 # keep as background from this probability on
-    ratio: float = 2.0 # pseudo-labelled images a labelled one, at most
+    ratio: float = 2.0 # pseudo-labeled images a labeled one, at most
     tolerance: float = 0.10 # relative distance from the prior that is good enough
 
     def __post_init__(self): class_thresholds(2, self.foreground, self.background), at_most(self.ratio, 1)
@@ -116,7 +116,7 @@ class ClassBalanced(Selector):
         kept = np.stack([kept[:, 0], kept[:, 1:].sum(1)], 1)
         scores = predictions.scores()
         order = sorted(np.flatnonzero(kept.sum(1)).tolist(), key=lambda i: (-scores[i], predictions.ids[i]))
-        chosen = balanced_images(kept, order, prior, at_most(self.ratio, context.labelled), context.labelled, self.tolerance)
+        chosen = balanced_images(kept, order, prior, at_most(self.ratio, context.labeled), context.labeled, self.tolerance)
         taken = set(chosen)
         images = tuple(predictions.ids[i] for i in order if i in taken)
         return Rule(thresholds, images, warning=_warning(kept[chosen].sum(0), prior, self.tolerance))

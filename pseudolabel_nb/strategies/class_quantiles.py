@@ -73,7 +73,7 @@ class ClassQuantiles(Selector):
     "The most confident share of each class in place of thresholds (Zou 2018), in the proportion of the prior (He 2021)."
     quantile: float = 0.2 # share of the pixels to keep, in (0, 1]
     aligned: bool = True # in the proportion of the prior; else that share of the pixels predicted as each class
-    ratio: float | None = None # pseudo-labelled images a labelled one, at most; None: every image
+    ratio: float | None = None # pseudo-labeled images a labeled one, at most; None: every image
 
     def __post_init__(self):
         if not 0 < self.quantile <= 1: raise UserError(f"quantile is {self.quantile}; expected a share over 0 and at most 1, such as 0.2")
@@ -83,7 +83,7 @@ class ClassQuantiles(Selector):
         "Thresholds a class that keep their shares of the chosen images; the images best first."
         predictions, prior = members[0], np.array(context.prior)
         if len(prior) != predictions.n_classes: raise UserError(f"the prior has {len(prior)} classes, the predictions {predictions.n_classes}; expected one ratio a class, so estimate it with n_classes={predictions.n_classes}")
-        images = best_images(predictions.ids, predictions.scores(), None if self.ratio is None else at_most(self.ratio, context.labelled))
+        images = best_images(predictions.ids, predictions.scores(), None if self.ratio is None else at_most(self.ratio, context.labeled))
         rows = [predictions.index(id) for id in images]
         best = best_bins(predictions, rows, predicted=not self.aligned)
         cuts = self._cuts(best, prior, predictions.predicted()[rows].sum(0))

@@ -99,8 +99,8 @@ def kept_pixels(
 @dataclass(frozen=True)
 class Context:
     "What is known when a selector is fitted, beside the predictions."
-    prior: tuple[float, ...] = (0.96, 0.04) # (C,) class ratios of the labelled pixels, summing to 1
-    labelled: int = 1 # labelled images
+    prior: tuple[float, ...] = (0.96, 0.04) # (C,) class ratios of the labeled pixels, summing to 1
+    labeled: int = 1 # labeled images
     round: int = 1 # from 1
     rounds: int = 1
     decision: float = 0.5 # probability from which on the teacher's foreground is called foreground, as validation chose it; unused with more than two classes
@@ -191,7 +191,7 @@ class Teacher:
     source: str = "seeds" # of members: "seeds", each trained from weights of its own, or "snapshots" of one training
     combine: str = "mean" # of members: "mean", "weighted" (by validation F1), "majority", "unanimous" or "reliable_negatives", or one's own by `register_combination`
     decay: float | None = None # a step, of the student's average; None: that of the settings
-    loss: str = "" # of the first teacher: "" learns from labels alone; "nnpu" and "ge_binomial" from foreground and unlabelled images
+    loss: str = "" # of the first teacher: "" learns from labels alone; "nnpu" and "ge_binomial" from foreground and unlabeled images
     pretraining: float = 0.0 # share of the first teacher's steps in which it restores hidden patches of all images before it sees a label, in [0, 1)
     _repr_html_ = fields_card
 
@@ -207,18 +207,18 @@ class Teacher:
 @dataclass(frozen=True)
 class Student:
     "How the student learns from what was kept."
-    weight: float = 1.0 # of what is pseudo-labelled against what is labelled
+    weight: float = 1.0 # of what is pseudo-labeled against what is labeled
     ramp_up: float = 0.0 # share of a round's steps over which the weight rises from 0 (Laine 2017)
     by_confidence: bool = False # weigh a pixel by the teacher's confidence as well
-    sampling: str = "pooled" # "pooled": a batch is drawn from labelled and pseudo-labelled images alike, and has one loss; "paired": half of it from each, and each half its loss
+    sampling: str = "pooled" # "pooled": a batch is drawn from labeled and pseudo-labeled images alike, and has one loss; "paired": half of it from each, and each half its loss
     start: str = "continue" # "continue" from the last accepted student, or "restart" from fresh weights
     networks: int = 1 # 2: they teach each other
-    views: str = "weak" # of pseudo-labelled windows: "weak" as the labelled ones, "strong", or "two_strong"
-    turns: str = "" # of pseudo-labelled windows: "quarter" or "any", as in the settings; "": as those of the labelled ones
+    views: str = "weak" # of pseudo-labeled windows: "weak" as the labeled ones, "strong", or "two_strong"
+    turns: str = "" # of pseudo-labeled windows: "quarter" or "any", as in the settings; "": as those of the labeled ones
     mixing: str = "none" # of windows: "cutmix", "paste", "copy_paste", "both", or one's own by `register_mixing`
     feature_dropout: float = 0.0 # share of the encoder's channels that are dropped in one more pass, in [0, 1)
-    loss: str = "" # of pseudo-labelled windows, a registered name; "": that of labelled ones
-    background: str = "labelled" # of labelled images: known, or "unlabelled" where only some objects are annotated
+    loss: str = "" # of pseudo-labeled windows, a registered name; "": that of labeled ones
+    background: str = "labeled" # of labeled images: known, or "unlabeled" where only some objects are annotated
     _repr_html_ = fields_card
 
     def __post_init__(self):
@@ -230,7 +230,7 @@ class Student:
         if self.sampling == "pooled" and (self.loss or self.mixing in ("paste", "copy_paste", "both") or self.views == "two_strong" or self.feature_dropout):
             raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, pasting, two_strong or feature_dropout, so set student.sampling=paired")
 
-_choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labelled", "unlabelled"), turns=("", "quarter", "any"))
+_choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labeled", "unlabeled"), turns=("", "quarter", "any"))
 
 # %% ../../nbs/strategies/00_parts.ipynb #b55abc9c
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Recipe:
     refresh: str | int = "round" # how often the teacher predicts: "round", "step", or every so many steps
     student: Student = Student()
     rounds: int = 3 # of teacher → pseudo-labels → student
-    prior: float | None = None # foreground / (foreground + background) of the unlabelled images; None: as in the labelled ones
+    prior: float | None = None # foreground / (foreground + background) of the unlabeled images; None: as in the labeled ones
     about: str = "" # one line
 
     def __post_init__(self):
@@ -264,14 +264,14 @@ class Recipe:
         return [
             (not (often and self.refresh > 0 or self.refresh in ("round", "step")), f"refresh is {self.refresh!r}; expected 'round', 'step' or a number of steps, such as 200"),
             (self.live != (who != "student"), f"refresh is {self.refresh!r} and teacher.who {who!r}; expected refresh 'step' with 'average' or 'peer', and 'round' or a number with 'student': only what is being trained can predict at every step"),
-            (self.live and student.sampling == "pooled", "a teacher that predicts at every step needs student.sampling=paired, since labelled and unlabelled windows are told apart in every batch"),
+            (self.live and student.sampling == "pooled", "a teacher that predicts at every step needs student.sampling=paired, since labeled and unlabeled windows are told apart in every batch"),
             ((who == "peer") != (student.networks == 2), f"teacher.who is {who!r} and student.networks {student.networks}; expected 'peer' with 2 networks, and only then"),
             (who == "peer" and self.teacher.members != 2, f"teacher.members is {self.teacher.members}; expected 2 with 'peer', so that the two networks begin with other weights"),
             (who == "average" and self.teacher.members > 1, f"teacher.members is {self.teacher.members}; expected 1, since a moving average is one network"),
             (self.teacher.combine == "reliable_negatives" and not self.teacher.loss, "teacher.combine=reliable_negatives needs a first teacher that was trained for it; set teacher.loss=nnpu or ge_binomial"),
             (self.teacher.combine == "reliable_negatives" and self.teacher.members > 1, f"teacher.members is {self.teacher.members}; expected 1 with reliable_negatives, which asks the first teacher and the last student"),
-            (student.background == "unlabelled" and not self.teacher.loss, "student.background=unlabelled needs a first teacher that learns without labelled background; set teacher.loss=nnpu or ge_binomial"),
-            (student.background == "unlabelled" and self.prior is None, "student.background=unlabelled hides how much foreground there is; give the prior, such as prior=0.04 (`best_bin_prior` estimates it)"),
+            (student.background == "unlabeled" and not self.teacher.loss, "student.background=unlabeled needs a first teacher that learns without labeled background; set teacher.loss=nnpu or ge_binomial"),
+            (student.background == "unlabeled" and self.prior is None, "student.background=unlabeled hides how much foreground there is; give the prior, such as prior=0.04 (`best_bin_prior` estimates it)"),
         ]
 
     def __str__(self):

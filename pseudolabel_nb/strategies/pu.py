@@ -11,4 +11,4 @@ from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/15_pu.ipynb #e90b016c
 pu = Recipe("pu", ClassThresholds(0.60, 0.80), teacher=Teacher(loss="nnpu", combine="reliable_negatives"), student=Student(sampling="paired"),
-    about="foreground from pseudo-labels, background from a positive-unlabelled network, where both agree")
+    about="foreground from pseudo-labels, background from a positive-unlabeled network, where both agree")

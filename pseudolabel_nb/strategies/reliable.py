@@ -60,7 +60,7 @@ def decided(
 class ReliableImages(Selector):
     "The images whose expected F1 is high enough, and every pixel of them by the teacher's decision (after Yang 2022)."
     expected: float = 0.90 # F1 of an image's pseudo-labels that is expected, at least
-    ratio: float = 1.0 # pseudo-labelled images a labelled one, at least: the best, where fewer are good enough
+    ratio: float = 1.0 # pseudo-labeled images a labeled one, at least: the best, where fewer are good enough
 
     def __post_init__(self):
         if not 0 <= self.expected <= 1: raise UserError(f"expected is {self.expected}; expected an F1 from 0 (every image) to 1, such as 0.9")
@@ -71,7 +71,7 @@ class ReliableImages(Selector):
         predictions = members[0]
         foreground = (1 - context.prior[0]) * predictions.histograms.sum((1, 2), dtype=np.int64)
         scores = expected_f1(predictions.histograms, context.decision, foreground / 10)
-        n, thresholds = max(at_most(self.ratio, context.labelled), int((scores >= self.expected).sum())), decided(predictions.n_classes, context.decision)
+        n, thresholds = max(at_most(self.ratio, context.labeled), int((scores >= self.expected).sum())), decided(predictions.n_classes, context.decision)
         kept = kept_pixels(predictions, thresholds)
         kept = np.stack([kept[:, 0], kept[:, 1:].sum(1)], 1)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], predictions.ids[i]))

@@ -31,7 +31,7 @@ def augmentation(
 # %% ../../nbs/training/03_augmentation.ipynb #b3cb9231
 @register_augmentation("weak")
 def weak(
-    image: np.ndarray, # (channels, H, W) float32, standardised
+    image: np.ndarray, # (channels, H, W) float32, standardized
     rng: np.random.Generator,
 ) -> np.ndarray: # same shape and type
     "Gain from 0.8 to 1.25, offset of ± 0.2, noise of up to 0.2 (in standard deviations of the image)."
@@ -48,7 +48,7 @@ def none(
 
 # %% ../../nbs/training/03_augmentation.ipynb #b031253f
 def gain(
-    image: np.ndarray, # (channels, H, W) float32, standardised
+    image: np.ndarray, # (channels, H, W) float32, standardized
     rng: np.random.Generator,
     most: float = 1.5, # factor, at least 1; as often its inverse
 ) -> np.ndarray: # same shape and type, as all below
@@ -69,7 +69,7 @@ def gamma(
     rng: np.random.Generator,
     most: float = 1.6, # exponent, at least 1; as often its inverse
 ) -> np.ndarray:
-    "A bent grey scale: dark or bright greys drawn apart, with the order of the greys, their mean and their spread kept (after Isensee 2021)."
+    "A bent gray scale: dark or bright grays drawn apart, with the order of the grays, their mean and their spread kept (after Isensee 2021)."
     power, low, high = np.float32(most ** rng.uniform(-1, 1)), image.min(), image.max()
     if low == high: return image
     bent = ((image - low) / (high - low)) ** power
@@ -137,7 +137,7 @@ _strong = compose((0.5, blur), (0.5, gamma), (0.8, gain), (0.8, offset), (0.8, n
 
 @register_augmentation("strong")
 def strong(
-    image: np.ndarray, # (channels, H, W) float32, standardised
+    image: np.ndarray, # (channels, H, W) float32, standardized
     rng: np.random.Generator,
 ) -> np.ndarray: # same shape and type
     "Blur, gamma, gain, offset, noise and cutout, each as often as not or oftener; never hue, never geometry (after Sohn 2020)."

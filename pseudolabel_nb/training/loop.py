@@ -20,7 +20,7 @@ from ..models.checkpoints import load_matching, load_network, load_tensors, rest
 from ..models.distributed import share_gradients
 from ..models.networks import Ema, build_network
 from ..strategies.parts import Student, Teacher
-from ..strategies.pseudo_images import UnlabelledImages
+from ..strategies.pseudo_images import UnlabeledImages
 from .augmentation import augmentation
 from .losses import whole_batch_losses
 from .settings import Settings
@@ -33,12 +33,12 @@ class Phase:
     "One stretch of training: a teacher on labels alone, or a student on labels and pseudo-labels."
     number: int | str # the round; 0 is the first teacher, "pretraining" what comes before it
     steps: int
-    labelled: object # `ImageSet` with masks
+    labeled: object # `ImageSet` with masks
     val: object # `ImageSet` with masks: chooses the checkpoint and the threshold
     pseudo: object = None # `PseudoImages`, or None
     student: Student = Student()
     teacher: Teacher = Teacher()
-    live: bool = False # does the teacher label the pseudo-labelled windows at every step?
+    live: bool = False # does the teacher label the pseudo-labeled windows at every step?
     starts: tuple[Path, ...] = () # weights to begin with, of each network; (): fresh ones
     pretrained: Path | None = None # weights that a fresh network takes over, as far as their shapes are its own: all but its last layer
     seed: int = 0
@@ -79,20 +79,20 @@ def member_seed(
 def drawing(
     phase: Phase,
     settings: Settings,
-    pseudo, # `PseudoImages` or `UnlabelledImages`, or None
+    pseudo, # `PseudoImages` or `UnlabeledImages`, or None
 ) -> Callable[[int], Batch]:
     "The function that gives the batch of a step."
-    fair = isinstance(pseudo, UnlabelledImages) or phase.student.loss in whole_batch_losses # such a loss takes the prior for the share of foreground in these windows
+    fair = isinstance(pseudo, UnlabeledImages) or phase.student.loss in whole_batch_losses # such a loss takes the prior for the share of foreground in these windows
     aim = 0.0 if fair else settings.foreground_share
-    labelled = Windows(phase.labelled, settings.crop, settings.foreground_share, settings.turns)
+    labeled = Windows(phase.labeled, settings.crop, settings.foreground_share, settings.turns)
     others = Windows(pseudo, settings.crop, aim, phase.student.turns or settings.turns) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
     weak, strong, seed = augmentation(settings.augment), augmentation("strong"), member_seed(phase.seed, phase.member)
     views = dict(weak=(weak,), strong=(strong,), two_strong=(strong, strong))[phase.student.views]
-    return lambda step: batch_at(step, labelled, others, settings.batch_size, phase.student.sampling, seed, phase.number, weak, views)
+    return lambda step: batch_at(step, labeled, others, settings.batch_size, phase.student.sampling, seed, phase.number, weak, views)
 
 # %% ../../nbs/training/07_loop.ipynb #d81bbafd
 class Trainer:
-    "What training changes: the students, their averages, the optimiser, the best averages so far, and what a live teacher kept."
+    "What training changes: the students, their averages, the optimizer, the best averages so far, and what a live teacher kept."
     def __init__(self, phase: Phase, settings: Settings, folder: Path, device: str | torch.device):
         self.phase, self.settings, self.folder, self.device = phase, settings, Path(folder), torch.device(device)
         self.best_path, self.state_path = self._file(phase.member), self.folder / "checkpoints" / "latest.safetensors"
@@ -100,7 +100,7 @@ class Trainer:
         decay = settings.ema if phase.teacher.decay is None else phase.teacher.decay
         self.averages = [Ema(network, decay) for network in self.students]
         self.optimizer = torch.optim.AdamW(self.students.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-        self.step, self.best_f1, self.kept, self.pseudo = 0, -1.0, torch.zeros(phase.labelled.n_classes, dtype=torch.int64), phase.pseudo
+        self.step, self.best_f1, self.kept, self.pseudo = 0, -1.0, torch.zeros(phase.labeled.n_classes, dtype=torch.int64), phase.pseudo
         if self.state_path.exists(): self._resume()
 
     def _file(self, member: int = 0, snapshot: int | None = None) -> Path:
@@ -109,7 +109,7 @@ class Trainer:
 
     def _network(self, k: int) -> nn.Module:
         "The k-th network, with the weights it begins with."
-        s, data = self.settings, self.phase.labelled
+        s, data = self.settings, self.phase.labeled
         network = build_network(s.network, data.channels, data.n_classes, member_seed(self.phase.seed, self.phase.member + k), **s.network_options)
         if k < len(self.phase.starts): load_network(self.phase.starts[k], network)
         elif self.phase.pretrained: load_matching(self.phase.pretrained, network)
@@ -172,7 +172,7 @@ class Trainer:
         return step_loss(self.students.train(), self.averages[0].network, batch, self.lesson(), random_stream(self.phase.seed, "mixing", self.phase.number, self.step))
 
     def learn(self, batch: Batch) -> float: # the loss
-        "One step of the optimiser, and of the averages after it. Raises `UserError` where the loss is not a number."
+        "One step of the optimizer, and of the averages after it. Raises `UserError` where the loss is not a number."
         phase = self.phase
         set_learning_rate(self.optimizer, learning_rate_at(self.step, phase.steps, self.settings.learning_rate, self.settings.warmup))
         seed_torch(phase.seed, "step", phase.number, self.step, *_own_stream()) # for networks with dropout
@@ -207,12 +207,12 @@ def train(
 ) -> dict: # facts of the best checkpoint: step, threshold, f1, precision, recall, counts, predicted; and `kept` by a live teacher
     "Train one phase, or go on with it; the best averaged weights are in `checkpoint_name(…)`. Raises `UserError` where the loss is not a number."
     t = trainer(phase, settings, folder, device)
-    draw, labelled_at = t.drawing(), 0
+    draw, labeled_at = t.drawing(), 0
     bar = progress(total=phase.steps, initial=t.step, desc=t.name)
-    if t.step == phase.steps and (due := _labelled_at(phase, t.step - 1)): _relabel(t, due) # interrupted right after its last step: the last labels are still asked for
+    if t.step == phase.steps and (due := _labeled_at(phase, t.step - 1)): _relabel(t, due) # interrupted right after its last step: the last labels are still asked for
     while t.step < phase.steps:
         stop_if_asked()
-        if (due := _labelled_at(phase, t.step)) > labelled_at: draw, labelled_at = _relabel(t, due), due
+        if (due := _labeled_at(phase, t.step)) > labeled_at: draw, labeled_at = _relabel(t, due), due
         seed_shared(phase.seed, "draw", phase.number, phase.member, t.step) # for views that do not draw from the stream they are given
         loss = t.learn(Batch(*(x.to(t.device) for x in draw(t.step))))
         bar.update()
@@ -221,7 +221,7 @@ def train(
     bar.close()
     return dict(load_tensors(t.best_path)[1], kept=t.kept.tolist())
 
-def _labelled_at(phase: Phase, step: int) -> int:
+def _labeled_at(phase: Phase, step: int) -> int:
     "When the labels of a step are made; 0: before the phase."
     return step - step % phase.every if phase.every else 0
 

@@ -51,11 +51,11 @@ def dice(
 
 # %% ../../nbs/training/01_losses.ipynb #35f890e2
 losses: dict[str, Callable[..., Tensor]] = {}
-whole_batch_losses: set[str] = set() # names of those that need labelled and unlabelled windows in one call
+whole_batch_losses: set[str] = set() # names of those that need labeled and unlabeled windows in one call
 
 def register_loss(
     name: str, # what `loss=` will call it
-    whole_batch: bool = False, # does it need labelled and unlabelled windows in one call?
+    whole_batch: bool = False, # does it need labeled and unlabeled windows in one call?
 ) -> Callable:
     "Decorator: make `f(logits, target, weight, is_pseudo, prior=None, probs=None) -> scalar` available by name."
     if whole_batch: whole_batch_losses.add(name)

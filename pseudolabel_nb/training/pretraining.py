@@ -19,7 +19,7 @@ from ..data.loading import Batch, Windows
 from ..models.checkpoints import load_tensors, save_network
 from ..models.distributed import forward
 from ..models.networks import build_network
-from ..strategies.pseudo_images import UnlabelledImages
+from ..strategies.pseudo_images import UnlabeledImages
 from .augmentation import augmentation
 from .loop import Phase, Trainer, train
 from .settings import Settings
@@ -70,13 +70,13 @@ class Restorer(Trainer):
 
     def _network(self, k: int) -> nn.Module:
         "A network that gives an image."
-        s, channels = self.settings, self.phase.labelled.channels
+        s, channels = self.settings, self.phase.labeled.channels
         return build_network(s.network, channels, channels, self.phase.seed, **s.network_options)
 
     def drawing(self) -> Callable[[int], Batch]:
         "Windows of any image by quarter turns, which keep them sharp; none of them aimed."
         s = self.settings
-        windows, view = Windows(UnlabelledImages(self.phase.labelled), s.crop, 0.0), augmentation(s.augment)
+        windows, view = Windows(UnlabeledImages(self.phase.labeled), s.crop, 0.0), augmentation(s.augment)
         return lambda step: restoration_batch(step, windows, s.batch_size, self.phase.seed, view)
 
     def loss(self, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
@@ -92,7 +92,7 @@ def pretrained_path(folder: str | Path) -> Path: # of the run
     return Path(folder) / "checkpoints" / "pretrained.safetensors"
 
 def pretrain(
-    images: ImageSet, # labelled or not; masks are not read
+    images: ImageSet, # labeled or not; masks are not read
     steps: int,
     settings: Settings,
     folder: str | Path, # of the run

@@ -24,7 +24,7 @@ from ..models.networks import build_network
 from ..runs.branch import steps_left
 from ..runs.run import RoundRecord, Run, locked
 from ..strategies.parts import Recipe, Student
-from ..strategies.pseudo_images import PseudoImages, UnlabelledImages
+from ..strategies.pseudo_images import PseudoImages, UnlabeledImages
 from .pretraining import pretrain, pretrained_path
 from .loop import Phase, checkpoint_name, train
 from .task import Task, begin, open_task, with_test_set
@@ -50,7 +50,7 @@ def _first_phase(task: Task, steps: int, pretrained: Path | None) -> Phase:
     positives = Student(loss=teacher.loss, sampling="paired", background=task.recipe.student.background)
     seeds = teacher.members if teacher.source == "seeds" else 1
     if steps < seeds: raise UserError(f"{steps} steps are left for the labels and {seeds} members of the first teacher; expected some for each, so raise --steps, or lower teacher.members or teacher.pretraining")
-    return Phase(0, steps // seeds, task.labelled, task.val, UnlabelledImages(task.unlabelled) if teacher.loss else None, positives if teacher.loss else Student(),
+    return Phase(0, steps // seeds, task.labeled, task.val, UnlabeledImages(task.unlabeled) if teacher.loss else None, positives if teacher.loss else Student(),
                  seed=task.seed, snapshots=teacher.members if teacher.source == "snapshots" else 0, prior=task.prior.ratios, pretrained=pretrained)
 
 def _pretrained(task: Task, steps: int) -> Path | None:
@@ -88,7 +88,7 @@ def _student(task: Task, number: int, steps: int, pseudo: PseudoImages, teacher:
         last[0] = relabel(task, number, network, step)
         return last[0]
     snapshots = recipe.teacher.members if recipe.teacher.source == "snapshots" and recipe.teacher.members > 1 else 0
-    phase = Phase(number, steps, task.labelled, task.val, pseudo, recipe.student, recipe.teacher, recipe.live, _starts(task, teacher), task.seed, snapshots=snapshots,
+    phase = Phase(number, steps, task.labeled, task.val, pseudo, recipe.student, recipe.teacher, recipe.live, _starts(task, teacher), task.seed, snapshots=snapshots,
                   prior=task.prior.ratios, every=recipe.refresh if isinstance(recipe.refresh, int) else 0, refreshed=refreshed)
     return train(phase, task.settings, task.run.folder, task.device), last[0]
 
@@ -103,7 +103,7 @@ def _selection_facts(pseudo: PseudoImages, kept: tuple[int, ...], task: Task) ->
     diagnosis = class_ratio((kept[0], sum(kept[1:])), (task.prior.pixels[0], sum(task.prior.pixels[1:])))
     taken = set(pseudo.ids)
     return dict(thresholds=pseudo.rule.thresholds, n_pseudo=len(pseudo), kept=tuple(kept), ratio_pseudo=diagnosis.pseudo_ratio, verdict=diagnosis.verdict,
-                watched=tuple(id for id in watched_of(task.unlabelled.ids) if id in taken))
+                watched=tuple(id for id in watched_of(task.unlabeled.ids) if id in taken))
 
 # %% ../../nbs/training/10_rounds.ipynb #124c4c31
 def collapse(
@@ -119,7 +119,7 @@ def collapse(
 
 def _warnings(task: Task, pseudo: PseudoImages, fallen: str) -> str:
     "What makes this round worth less than it seems, in a line."
-    said = [fallen, pseudo.rule.warning if len(task.unlabelled) else "there are no unlabelled images, so the student learns from labels alone; lower the labelled ratio or add unlabelled images"]
+    said = [fallen, pseudo.rule.warning if len(task.unlabeled) else "there are no unlabeled images, so the student learns from labels alone; lower the labeled ratio or add unlabeled images"]
     if task.settings.gate > 0.5 and len(set(task.val.groups)) == 1: said.append("validation is a single image or group, which shows no spread, so every student is refused; give more validation images")
     return "; ".join(filter(None, said))
 
@@ -127,7 +127,7 @@ def _warnings(task: Task, pseudo: PseudoImages, fallen: str) -> str:
 def _facts(facts: dict, steps: int, task: Task) -> dict:
     "What every record says."
     named = {k: facts[k] for k in ("f1", "precision", "recall", "threshold", "predicted")}
-    return dict(named, steps=steps, ratio_labelled=task.prior.foreground)
+    return dict(named, steps=steps, ratio_labeled=task.prior.foreground)
 
 def _teacher_round(task: Task, steps: int) -> RoundRecord:
     "Round 0: the first teacher."
@@ -141,7 +141,7 @@ def _student_round(task: Task, number: int, steps: int) -> RoundRecord:
     pseudo, report = pseudo_images(task, number, records)
     facts, pseudo = _student(task, number, steps, pseudo, teacher)
     selected = _selection_facts(pseudo, facts["kept"] if task.recipe.live else pseudo.kept(), task)
-    fallen = collapse(selected["ratio_pseudo"], facts["predicted"], task.prior.foreground) if len(task.unlabelled) and task.recipe.student.weight > 0 else ""
+    fallen = collapse(selected["ratio_pseudo"], facts["predicted"], task.prior.foreground) if len(task.unlabeled) and task.recipe.student.weight > 0 else ""
     gate = _gate(task, facts, teacher)
     peers = tuple(checkpoint_name(number, k) for k in range(task.recipe.student.networks)) if task.recipe.student.networks > 1 else _snapshots(task, number)
     return RoundRecord(round=number, checkpoint=checkpoint_name(number), members=peers, agreement=report, warning=_warnings(task, pseudo, fallen),
@@ -172,7 +172,7 @@ def finish(
     if run.result: return run.result
     task, best, records = open_task(run, data), run.best(), run.records()
     if len(records) <= task.recipe.rounds: raise UserError(f"{run.folder}: {len(records)} of {task.recipe.rounds + 1} rounds are done; expected all, so let `rounds` run to its end first")
-    network = build_network(task.settings.network, task.labelled.channels, task.labelled.n_classes, **task.settings.network_options)
+    network = build_network(task.settings.network, task.labeled.channels, task.labeled.n_classes, **task.settings.network_options)
     load_network(run.folder / best.checkpoint, network)
     test = with_test_set(data).test.subset(run.split["test"])
     v = validate(network, test, best.threshold, batch_size=task.settings.batch_size, device=task.device, tile=task.settings.tile)
@@ -184,7 +184,7 @@ def finish(
     write_json(run.folder / "test_groups.json", list(test.groups))
     write_json(run.folder / "result.json", dict(
         f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=best.threshold, val_f1=best.f1, best_round=best.round,
-        n_labelled=len(task.labelled), n_unlabelled=len(task.unlabelled), n_pseudo=last.n_pseudo, ratio_labelled=last.ratio_labelled, ratio_pseudo=last.ratio_pseudo, verdict=last.verdict,
+        n_labeled=len(task.labeled), n_unlabeled=len(task.unlabeled), n_pseudo=last.n_pseudo, ratio_labeled=last.ratio_labeled, ratio_pseudo=last.ratio_pseudo, verdict=last.verdict,
         f1_all_foreground=all_foreground_f1(everywhere), steps=task.settings.steps, seconds=round(sum(r.seconds for r in records), 2)))
     return run.result
 
@@ -192,7 +192,7 @@ def run(
     data: Data,
     recipe: Recipe | str = "class_balanced", # or a registered name
     out: str | Path = "run", # the run folder
-    **options, # to `begin`: labelled_ratio, seed, settings, device
+    **options, # to `begin`: labeled_ratio, seed, settings, device
 ) -> Run:
     "Begin a run or go on with it, train all its rounds, score it once."
     with own_folder(out) as folder:
@@ -211,7 +211,7 @@ def first_training(
     made = [teacher[k] for k in ("members", "source", "loss")] if teacher["members"] > 1 or teacher["loss"] else []
     extra = [recipe["prior"], recipe["student"]["background"]] if teacher["loss"] else []
     if teacher.get("pretraining"): extra += ["pretraining", teacher["pretraining"]]
-    return config["data"], config["read"], config.get("fingerprint"), config["labelled_ratio"], config["seed"], settings, phase_steps(settings["steps"], recipe["rounds"], settings["teacher_share"])[0], made, extra
+    return config["data"], config["read"], config.get("fingerprint"), config["labeled_ratio"], config["seed"], settings, phase_steps(settings["steps"], recipe["rounds"], settings["teacher_share"])[0], made, extra
 
 def adopt_teacher(
     run: Run, # begun, nothing trained

@@ -15,17 +15,17 @@ from ..core import UserError
 @dataclass(frozen=True)
 class Settings:
     "How networks are trained, whatever the recipe."
-    steps: int = 2000 # optimiser steps of the whole run, teacher and rounds together
+    steps: int = 2000 # optimizer steps of the whole run, teacher and rounds together
     teacher_share: float = 0.5 # of the steps, for the first teacher; the rounds share the rest equally
-    batch_size: int = 4 # labelled windows a step; as many again come from pseudo-labels where there are some
+    batch_size: int = 4 # labeled windows a step; as many again come from pseudo-labels where there are some
     crop: int = 128 # side of a window, px
     learning_rate: float = 3e-3 # at its highest
     weight_decay: float = 1e-4
     warmup: float = 0.05 # share of the steps over which the learning rate rises
     ema: float = 0.99 # decay a step of the averaged weights, which predict
-    foreground_share: float = 0.5 # of the windows, centred on a foreground pixel
+    foreground_share: float = 0.5 # of the windows, centered on a foreground pixel
     turns: str = "quarter" # of all windows: "quarter", the eight orientations; "any", every angle and 0.8 to 1.25 times as large
-    augment: str = "weak" # of labelled and pseudo-labelled windows alike
+    augment: str = "weak" # of labeled and pseudo-labeled windows alike
     loss: str = "ce_dice"
     network: str = "unet"
     network_options: dict = field(default_factory=dict)

@@ -15,7 +15,7 @@ from torch import nn
 from ..inference.predictions import with_background
 from ..inference.streaming import stream_predictions
 from ..core import random_stream
-from ..measures.metrics import Scores, best_threshold, binary_histogram, confusion, f1, quantise, scores, threshold_edges
+from ..measures.metrics import Scores, best_threshold, binary_histogram, confusion, f1, quantize, scores, threshold_edges
 from ..measures.statistics import resample_weights, sum_by_group
 
 # %% ../../nbs/training/05_validation.ipynb #2803868b
@@ -62,7 +62,7 @@ def validate(
     **options, # to `stream_predictions`: batch_size, device, tile, flips
 ) -> Validation:
     "Pooled foreground scores; with more than two classes the most probable class decides and the threshold stands unused at 0.5."
-    stream = ((images.mask(i), quantise(p)) for batch, probs in stream_predictions(network, images, **options) for i, p in zip(batch, probs.cpu()))
+    stream = ((images.mask(i), quantize(p)) for batch, probs in stream_predictions(network, images, **options) for i, p in zip(batch, probs.cpu()))
     if images.n_classes > 2:
         counts = np.stack([confusion(with_background(q).argmax(0).numpy(), mask, images.n_classes)[1:].sum(0) for mask, q in stream])
         known = sum(int((images.mask(i) != 255).sum()) for i in range(len(images)))

@@ -18,7 +18,7 @@ from .comparer_state import CURVES, METRICS, ORDERS, VIEWS, ComparerState
 from .snapshots import WithSnapshot
 
 # %% ../../nbs/widgets/04_comparer.ipynb #e926c6e3
-_named = {"recipe.name": "recipe", "ratio_pseudo": "pseudo ratio", "labelled_ratio": "labelled"}
+_named = {"recipe.name": "recipe", "ratio_pseudo": "pseudo ratio", "labeled_ratio": "labeled"}
 
 def _said(column: str) -> str:
     "A column's head."

@@ -70,11 +70,11 @@ def plot_paired(
 def latest_store(
     run: Run,
 ) -> Predictions | None:
-    "What the teacher of the latest round said of unlabelled images; None where the run keeps nothing."
+    "What the teacher of the latest round said of unlabeled images; None where the run keeps nothing."
     found = [p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if p.parent.name.removeprefix("round-").isdecimal()]
     return Predictions(max(found, key=lambda p: int(p.name.removeprefix("round-")))) if found else None
 
-def _unlabelled(data: Data | None, id: str) -> ImageSet | None:
+def _unlabeled(data: Data | None, id: str) -> ImageSet | None:
     "Where a watched image is; None if it is not there."
     pool = None if data is None else data.pool()
     return pool if pool is not None and id in pool.ids else None
@@ -107,10 +107,10 @@ def _validation(facts: RunFacts, data: Data, id: str) -> tuple: # image, probabi
     return one.image(0), ask(facts.run, (best.checkpoint,), one, "one image").probs(0).numpy(), best.threshold, one.mask(0), f"round {best.round}"
 
 def _watched(facts: RunFacts, data: Data | None, id: str, oracle: bool) -> tuple: # likewise; truth may be None
-    "What the run's latest teacher said of an unlabelled image."
+    "What the run's latest teacher said of an unlabeled image."
     kept = latest_store(facts.run)
     if kept is None or id not in kept.ids: raise UserError("keeps no prediction of this image")
-    probs, images = kept.probs(kept.index(id)).numpy(), _unlabelled(data, id)
+    probs, images = kept.probs(kept.index(id)).numpy(), _unlabeled(data, id)
     records, by = facts.run.records(), kept.teacher.split()[:1]
     teacher = next((r for r in records if [r.checkpoint] == by), records[-1] if records else None)
     at = images.index(id) if images is not None else -1
@@ -140,7 +140,7 @@ def show_image(
     comparison: Comparison,
     data: Data | None = None, # that the runs were trained on; None: probabilities stand in for the image
     image: str = "", # id, one of `image_choices`; "": the first
-    oracle: bool = False, # may hidden labels of unlabelled images be seen, where `data` has them?
+    oracle: bool = False, # may hidden labels of unlabeled images be seen, where `data` has them?
     columns: int = 3,
 ): # matplotlib.figure.Figure
     "The same image predicted by each run; where labels may be seen, what it found, missed and invented. Runs that cannot show it are named below. Raises `UserError` where none can."

@@ -141,7 +141,7 @@ class ComparerState:
         data=None, # `Data` the runs were trained on; for images
         *,
         baseline: str = "supervised", # name of the recipe that the others are compared with
-        oracle: bool = False, # may the hidden labels of unlabelled images be seen, where `data` has them?
+        oracle: bool = False, # may the hidden labels of unlabeled images be seen, where `data` has them?
         settings: ComparerSettings = ComparerSettings(),
     ):
         self.folder, self.data, self.baseline, self.oracle, self.settings = folder, data, baseline, oracle, settings

@@ -38,7 +38,7 @@ class PseudoLabelExplorer(WithSnapshot):
     "Images with what a teacher said about them and what thresholds keep of it; `state` holds the settings, `recipe` what they come to."
     def __init__(self,
         predictions: Predictions | ExplorerState, # of the images to explore; or the state of another view
-        data: Data | ImageSet | None = None, # that holds these images and, as labelled training images, the prior
+        data: Data | ImageSet | None = None, # that holds these images and, as labeled training images, the prior
         *,
         side: int = 512, # px of the picture's longer side
         **options, # to `ExplorerState`: other, validation, prior, preset
@@ -83,7 +83,7 @@ class PseudoLabelExplorer(WithSnapshot):
         self.contour = w.Checkbox(s.contour, description="contour", tooltip="Outline regions", indent=False, layout=w.Layout(width="auto"))
         self.opacity = _slider("opacity", "Of the fill", s.opacity, 0, 1, 0.05)
         self.zoom = _slider("zoom", "1 shows the whole image", s.zoom, 1, 64, 0.5, ".1f")
-        self.down, self.right = (_slider(n, f"Centre of the window, {n}, as a share of the image", v, 0, 1, 0.01) for n, v in zip(("centre, down", "centre, right"), s.centre))
+        self.down, self.right = (_slider(n, f"Center of the window, {n}, as a share of the image", v, 0, 1, 0.01) for n, v in zip(("center, down", "center, right"), s.center))
         self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width=f"{max(side, 512)}px"))
         self.legend, self.about, self.histogram, self.figures, self.message, self.taken = (w.HTML() for _ in range(6))
         self._connect()
@@ -92,8 +92,8 @@ class PseudoLabelExplorer(WithSnapshot):
         "Each control changes one setting."
         for name in ("image", "order", "preset", "together", "fill", "contour", "opacity", "zoom"): self._on(getattr(self, name), lambda v, name=name: self.state.change(**{name: v}))
         for c, slider in enumerate(self.sliders): self._on(slider, lambda v, c=c: self.state.set_threshold(c, v))
-        self._on(self.down, lambda v: self.state.change(centre=(v, self.state.settings.centre[1])))
-        self._on(self.right, lambda v: self.state.change(centre=(self.state.settings.centre[0], v)))
+        self._on(self.down, lambda v: self.state.change(center=(v, self.state.settings.center[1])))
+        self._on(self.right, lambda v: self.state.change(center=(self.state.settings.center[0], v)))
         for box in self.layers.values(): self._on(box, lambda v: self.state.change(layers=tuple(n for n, b in self.layers.items() if b.value)))
 
     def _on(self, control: w.Widget, act) -> None:
@@ -122,7 +122,7 @@ class PseudoLabelExplorer(WithSnapshot):
 
     def _left(self, side: int) -> w.Widget:
         pan = [self._clicked(_button(text, f"Move the window {text}", width="34px"), lambda d=d: self._pan(*d)) for text, d in (("←", (0, -1)), ("↑", (-1, 0)), ("↓", (1, 0)), ("→", (0, 1)))]
-        whole = self._clicked(_button("whole image", "Zoom out"), lambda: self.state.change(zoom=1.0, centre=(0.5, 0.5)))
+        whole = self._clicked(_button("whole image", "Zoom out"), lambda: self.state.change(zoom=1.0, center=(0.5, 0.5)))
         self.buttons |= dict(zip(("left", "up", "down", "right", "whole"), (*pan, whole)))
         return w.VBox([self.picture, self.about, self.legend, _row(*self.layers.values(), self.fill, self.contour, grid_gap="0 14px"), self.opacity,
                        self.zoom, _row(*pan, whole), self.down, self.right], layout=w.Layout(flex="1 1 400px", max_width=f"{max(side, 512)}px", min_width="0", padding="0 12px 0 0"))
@@ -130,7 +130,7 @@ class PseudoLabelExplorer(WithSnapshot):
     def _pan(self, down: int, right: int) -> None:
         "A quarter of the window further."
         s = self.state.settings
-        self.state.change(centre=tuple(min(1.0, max(0.0, c + d / (4 * s.zoom))) for c, d in zip(s.centre, (down, right))))
+        self.state.change(center=tuple(min(1.0, max(0.0, c + d / (4 * s.zoom))) for c, d in zip(s.center, (down, right))))
 
     def _nudges(self, c: int) -> w.Widget:
         "A slider between two buttons that move it by a hundredth."
@@ -141,7 +141,7 @@ class PseudoLabelExplorer(WithSnapshot):
     def _right(self) -> w.Widget:
         state = self.state
         acts = {"best": ("best F1 on validation", "Foreground thresholds of highest F1 on the validation images" if state.joint is not None else "Needs validation=Predictions", state.at_best_f1, state.joint is None),
-                "prior": ("at the prior", "Foreground thresholds that keep as much foreground as the prior says" if state.prior else "Needs labelled training images or prior=", state.at_prior, state.prior is None),
+                "prior": ("at the prior", "Foreground thresholds that keep as much foreground as the prior says" if state.prior else "Needs labeled training images or prior=", state.at_prior, state.prior is None),
                 "reset": ("reset", "Back to the thresholds of the preset", state.reset, False), "use": ("Use these settings", "Take the recipe: explorer.recipe", state.use, False)}
         self.buttons |= {name: self._clicked(_button(text, tip, disabled=off, button_style="primary" if name == "use" else ""), act) for name, (text, tip, act, off) in acts.items()}
         return w.VBox([self.preset, *(self._nudges(c) for c in range(len(self.sliders))), _row(self.together, *(self.buttons[n] for n in acts)),
@@ -154,7 +154,7 @@ class PseudoLabelExplorer(WithSnapshot):
         try:
             self._set(self.image, options=state.order(), value=s.image)
             for name in ("order", "preset", "together", "fill", "contour", "opacity", "zoom"): self._set(getattr(self, name), value=getattr(s, name))
-            for control, value in zip([*self.sliders, self.down, self.right], [*s.thresholds, *s.centre]): self._set(control, value=value)
+            for control, value in zip([*self.sliders, self.down, self.right], [*s.thresholds, *s.center]): self._set(control, value=value)
             for name, box in self.layers.items(): self._set(box, value=name in s.layers)
         finally: self._busy = False
         self._draw(state)

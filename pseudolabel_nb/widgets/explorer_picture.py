@@ -27,11 +27,11 @@ from .overlay import LEVELS, STYLES
 def window_of(
     shape: tuple[int, int], # (H, W) of the image
     zoom: float, # from 1, the whole image
-    centre: tuple[float, float], # down and right, as shares of H and W
+    center: tuple[float, float], # down and right, as shares of H and W
 ) -> tuple[int, int, int, int]: # top, left, height, width in px
-    "The window that lies inside the image, as near to the centre as can be."
+    "The window that lies inside the image, as near to the center as can be."
     size = [max(1, round(n / zoom)) for n in shape]
-    top, left = (min(max(0, round(n * c - s / 2)), n - s) for n, c, s in zip(shape, centre, size))
+    top, left = (min(max(0, round(n * c - s / 2)), n - s) for n, c, s in zip(shape, center, size))
     return top, left, *size
 
 def shown_size(
@@ -73,7 +73,7 @@ def probs_window(
     "The probabilities at the pixels shown; no others are read."
     top, left, height, width = window
     rows, columns = (start + ((np.arange(s) + 0.5) * n / s).astype(int) for start, n, s in ((top, height, size[0]), (left, width, size[1])))
-    return with_background(np.ascontiguousarray(predictions.quantised(i)[:, rows][:, :, columns]))
+    return with_background(np.ascontiguousarray(predictions.quantized(i)[:, rows][:, :, columns]))
 
 # %% ../../nbs/widgets/01a_explorer_picture.ipynb #89a64adc
 CLASS_COLOURS = (STYLES["background"][0], "#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
@@ -81,11 +81,11 @@ CLASS_LINES = (":", "-", "--", "-.")
 
 def class_style(
     c: int, # a class
-) -> tuple[str, str]: # colour, line
-    "Colour and line of a class; past the last they begin anew, with another line."
+) -> tuple[str, str]: # color, line
+    "Color and line of a class; past the last they begin anew, with another line."
     return (CLASS_COLOURS[c] if c < len(CLASS_COLOURS) else CLASS_COLOURS[1 + (c - 1) % 6]), CLASS_LINES[0 if c == 0 else 1 + (c - 1) % 3]
 
-def _rgb(colour: str) -> np.ndarray: return np.array([int(colour[k:k + 2], 16) for k in (1, 3, 5)], np.float32)
+def _rgb(color: str) -> np.ndarray: return np.array([int(color[k:k + 2], 16) for k in (1, 3, 5)], np.float32)
 
 _dashes = {"-": range(12), "--": range(8), "-.": (0, 1, 2, 3, 4, 8), ":": (0, 1, 4, 5, 8, 9)}
 
@@ -112,40 +112,40 @@ def _diagonal(shape: tuple[int, int], which, period: int = 12) -> np.ndarray:
 def heat(
     values: np.ndarray, # (n,) in [0, 1]
 ) -> np.ndarray: # (n, 3) float32
-    "Cividis, readable in gray and without red or green (Nuñez 2018), interpolated between five of its colours."
+    "Cividis, readable in gray and without red or green (Nuñez 2018), interpolated between five of its colors."
     stops = np.stack([_rgb(c) for c in ("#00204D", "#414D6B", "#7C7B78", "#BCAF6F", "#FFEA46")])
     return np.stack([np.interp(values, np.linspace(0, 1, 5), stops[:, k]) for k in range(3)], 1).astype(np.float32)
 
 def grounds(
     gray: np.ndarray, # (h, w) uint8
     probability: np.ndarray | None = None, # (h, w) in [0, 1]; None: gray alone
-    opacity: float = 0.35, # of the probability's colour
-) -> tuple[np.ndarray, np.ndarray]: # (n, 3) colours, (h, w) which of them
+    opacity: float = 0.35, # of the probability's color
+) -> tuple[np.ndarray, np.ndarray]: # (n, 3) colors, (h, w) which of them
     "The picture below the marks."
     if probability is None: return np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, 1), gray.astype(np.int32)
     low = np.repeat(np.arange(64, dtype=np.float32)[:, None] * 255 / 63, 3, 1)[None]
-    colours = low + opacity * (heat(np.arange(64) / 63)[:, None] - low)
-    return colours.reshape(-1, 3), (probability * 63).astype(np.int32) * 64 + (gray >> 2)
+    colors = low + opacity * (heat(np.arange(64) / 63)[:, None] - low)
+    return colors.reshape(-1, 3), (probability * 63).astype(np.int32) * 64 + (gray >> 2)
 
 class Marks:
     "Marks on a picture; a later one replaces an earlier one."
     def __init__(self, shape: tuple[int, int]):
-        self.at, self.colours, self.opacities = np.zeros(shape, np.uint8), [np.zeros(3, np.float32)], [0.0]
+        self.at, self.colors, self.opacities = np.zeros(shape, np.uint8), [np.zeros(3, np.float32)], [0.0]
 
     def add(self,
         where: np.ndarray, # (h, w) bool
-        colour: str, # "#rrggbb"
+        color: str, # "#rrggbb"
         opacity: float = 1.0, # in [0, 1]
     ) -> None:
         "Mark some pixels."
-        np.copyto(self.at, len(self.colours), where=where)
-        self.colours.append(_rgb(colour))
+        np.copyto(self.at, len(self.colors), where=where)
+        self.colors.append(_rgb(color))
         self.opacities.append(opacity)
 
     def over(self, ground: np.ndarray, at: np.ndarray) -> np.ndarray: # (h, w, 3) uint8
         "The picture: the marks on what `grounds` gives."
         a = np.array(self.opacities, np.float32)[:, None, None]
-        table = (ground[None] * (1 - a) + np.stack(self.colours)[:, None] * a).astype(np.uint8)
+        table = (ground[None] * (1 - a) + np.stack(self.colors)[:, None] * a).astype(np.uint8)
         return table.reshape(-1, 3).take(self.at * np.int32(len(ground)) + at, axis=0)
 
 def painted(
@@ -170,9 +170,9 @@ def _hatch(marks: Marks, where: np.ndarray, opacity: float) -> None:
 
 def _mark_class(marks: Marks, where: np.ndarray, c: int, s) -> None:
     "Fill and outline; the background's fill is light, so that it does not veil the image."
-    colour, line = class_style(c)
-    if s.fill: marks.add(where, colour, s.opacity * (1 if c else 0.15))
-    if s.contour: marks.add(outline(where, line), colour)
+    color, line = class_style(c)
+    if s.fill: marks.add(where, color, s.opacity * (1 if c else 0.15))
+    if s.contour: marks.add(outline(where, line), color)
 
 class Canvas:
     "Draws one state; keeps the last window, so that a slider's move reads nothing."
@@ -185,14 +185,14 @@ class Canvas:
     def window(self) -> tuple[np.ndarray, torch.Tensor]: # (h, w) uint8, (C, h, w)
         "Gray values and probabilities of what is shown."
         s = self.state.settings
-        key = s.image, s.zoom, s.centre
+        key = s.image, s.zoom, s.center
         if self._window[0] != key: self._window = key, *self._read(s)
         return self._window[1:]
 
     def _read(self, s) -> tuple[np.ndarray, torch.Tensor]:
         k, i = self.state.predictions.index(s.image), self.state.images.index(s.image)
         if self._range[0] != s.image: self._range = s.image, gray_range(self.state.images, i)
-        window = window_of(self.state.predictions.shape(k), s.zoom, s.centre)
+        window = window_of(self.state.predictions.shape(k), s.zoom, s.center)
         size = shown_size(window, self.side)
         return gray_window(self.state.images, i, window, size, self._range[1]), probs_window(self.state.predictions, k, window, size)
 
@@ -210,7 +210,7 @@ class Canvas:
     def about(self) -> str:
         "Which part is shown, at what scale."
         s, shape = self.state.settings, self.state.predictions.shape(self.state.predictions.index(self.state.settings.image))
-        window = window_of(shape, s.zoom, s.centre)
+        window = window_of(shape, s.zoom, s.center)
         scale = max(shown_size(window, self.side)) / max(window[2:])
         said = f"1 screen pixel = {1 / scale:.1f} px" if scale < 1 else f"1 px = {scale:.1f} screen pixels"
         taken = "" if s.image in self.state.rule.images else "; not among the images that are taken: drawn is what would be kept of it"
@@ -243,7 +243,7 @@ def _histogram_row(counts: np.ndarray, threshold: float, x, top: float, row: flo
 def figures_html(
     state: ExplorerState,
 ) -> str:
-    "The figures as a table, in the colours of the page."
+    "The figures as a table, in the colors of the page."
     cells = "".join(f"<tr style='background:none'><td style='text-align:left;padding:1px 12px 1px 0;opacity:.8;white-space:nowrap;vertical-align:top'>{escape(name)}</td>"
                     f"<td style='text-align:left;padding:1px 0'><b>{escape(value)}</b></td></tr>" for name, value in state.figures().rows(state.classes))
     return f"<table style='color:inherit;border-collapse:collapse;line-height:1.35;font-size:13px'>{cells}</table>"

@@ -21,7 +21,7 @@ from ..strategies.limited import Limited
 from ..strategies.parts import Constant, Context, Recipe, Rule, kept_in
 from ..strategies.recipes import changed, recipe, recipes
 from ..strategies.threshold import ClassThresholds, PerClass, Threshold
-from .explorer_figures import Figures, disagreement, image_sets, joint_histograms, labelled_counts, one_class, threshold_for
+from .explorer_figures import Figures, disagreement, image_sets, joint_histograms, labeled_counts, one_class, threshold_for
 
 # %% ../../nbs/widgets/01_explorer_state.ipynb #e8fd4327
 LAYERS = ("probability", "foreground", "background", "ignored")
@@ -36,7 +36,7 @@ class ExplorerSettings:
     image: str = "" # id of the image shown
     order: str = "uncertainty" # of the images: one of `ORDERS`, largest first
     zoom: float = 1.0 # 1 shows the whole image, 16 a sixteenth of its height and width
-    centre: tuple[float, float] = (0.5, 0.5) # of the window: down and right, as shares of height and width
+    center: tuple[float, float] = (0.5, 0.5) # of the window: down and right, as shares of height and width
     layers: tuple[str, ...] = ("foreground", "background", "ignored") # drawn on the image, of `LAYERS`
     fill: bool = True # are regions filled and hatched?
     contour: bool = True # are they outlined?
@@ -45,7 +45,7 @@ class ExplorerSettings:
     def __post_init__(self):
         pick(dict.fromkeys(ORDERS), self.order, "order")
         for layer in self.layers: pick(dict.fromkeys(LAYERS), layer, "layer")
-        shares = {"opacity": self.opacity, "centre": self.centre[0], "centre (second)": self.centre[1]}
+        shares = {"opacity": self.opacity, "center": self.center[0], "center (second)": self.center[1]}
         for name, value in shares.items():
             if not 0 <= value <= 1: raise UserError(f"{name} is {value}; expected a number from 0 to 1, such as 0.5")
         if not 1 <= self.zoom <= 64: raise UserError(f"zoom is {self.zoom}; expected a number from 1, the whole image, to 64")
@@ -68,19 +68,19 @@ class ExplorerState:
     "Settings, and all that follows from them. `observers` are called, with the state, after each change."
     def __init__(self,
         predictions: Predictions, # of the images to explore
-        data: Data | ImageSet, # that holds these images and, as labelled training images, the prior
+        data: Data | ImageSet, # that holds these images and, as labeled training images, the prior
         *,
         other: Predictions | None = None, # a second teacher's of the same images: makes the order "disagreement" possible
         validation: Predictions | None = None, # of images of data.val
-        prior: float | None = None, # foreground ratio; None: that of the labelled training images
+        prior: float | None = None, # foreground ratio; None: that of the labeled training images
         preset: str = "naive", # to begin with
     ):
         if not len(predictions): raise UserError(f"{predictions.folder}: found no predicted image; expected at least one to show, so predict some first")
         if prior is not None and not 0 < prior < 1: raise UserError(f"prior is {prior}; expected a ratio between 0 and 1, such as 0.04")
         self.predictions, self.data, self.other, self.validation = predictions, data, other, validation
         self.images = image_sets(data, predictions)
-        counts = labelled_counts(data if isinstance(data, Data) else None, predictions)
-        self.labelled, self.prior = len(counts), (1 - prior, *[prior / (predictions.n_classes - 1)] * (predictions.n_classes - 1)) if prior else None
+        counts = labeled_counts(data if isinstance(data, Data) else None, predictions)
+        self.labeled, self.prior = len(counts), (1 - prior, *[prior / (predictions.n_classes - 1)] * (predictions.n_classes - 1)) if prior else None
         if not prior and counts[:, 1:].sum(): self.prior = tuple(counts.sum(0) / counts.sum())
         self.observers: list[Callable[[ExplorerState], None]] = []
         self.chosen: Recipe | None = None # taken last by `use`
@@ -114,7 +114,7 @@ class ExplorerState:
     def context(self, rounds: int = 1) -> Context:
         "What a selector is told."
         prior = self.prior or (Context().prior if self.predictions.n_classes == 2 else (1 / self.predictions.n_classes,) * self.predictions.n_classes)
-        return Context(prior, max(1, self.labelled), 1, rounds, self.decision)
+        return Context(prior, max(1, self.labeled), 1, rounds, self.decision)
 
     def fitted(self, made: Recipe) -> Rule:
         "What the recipe's selector trusts in its first round."
@@ -181,7 +181,7 @@ class ExplorerState:
 
     def at_prior(self) -> None:
         "Foreground thresholds that keep as much foreground, beside the kept background, as the prior says; raises `UserError` without a prior."
-        if self.prior is None: raise UserError("thresholds at the prior: found no labelled images; expected some in data.train, or prior=, such as prior=0.04")
+        if self.prior is None: raise UserError("thresholds at the prior: found no labeled images; expected some in data.train, or prior=, such as prior=0.04")
         total, background = self._total, self.settings.thresholds[0]
         kept = kept_in(total, (background,) + (1.0,) * (len(total) - 1))[0]
         planes = [total[1] + total[0, ::-1]] if len(total) == 2 else total[1:]
@@ -220,7 +220,7 @@ class ExplorerState:
         "All numbers under the settings, from stored histograms."
         per_image = kept_in(self._trusted, self.settings.thresholds)
         kept = per_image.sum(0)
-        return Figures(tuple(map(int, kept)), int(self._total.sum()), tuple(map(int, (per_image > 0).sum(0))), len(self._trusted), len(self.predictions), self.labelled,
+        return Figures(tuple(map(int, kept)), int(self._total.sum()), tuple(map(int, (per_image > 0).sum(0))), len(self._trusted), len(self.predictions), self.labeled,
                        self._ratio(kept), None if self.joint is None else self._scores())
 
     def _ratio(self, kept: np.ndarray) -> ClassRatio | None:

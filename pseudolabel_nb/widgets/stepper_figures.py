@@ -48,11 +48,11 @@ def ratio_svg(
     found = [r for r in records if r.ratio_pseudo is not None and r.n_pseudo]
     title = "foreground in the pseudo-labels, % (dotted: in the labels)"
     if not found: return _svg([_text(width / 2, height / 2, "no pseudo-labels yet")], title, width, height)
-    top = 1.25 * max([r.ratio_pseudo for r in found] + [r.ratio_labelled for r in found])
+    top = 1.25 * max([r.ratio_pseudo for r in found] + [r.ratio_labeled for r in found])
     x = lambda n: 45 + (width - 130) * ((n - 1) / max(1, total - 1) if total > 1 else 0.5)
     y = lambda v: height - 24 - (height - 50) * v / top
-    prior = y(found[-1].ratio_labelled)
-    parts = [_line([(30, prior), (width - 62, prior)], "2 3"), _text(width - 58, prior + 4, f"{100 * found[-1].ratio_labelled:.2f}", "start"),
+    prior = y(found[-1].ratio_labeled)
+    parts = [_line([(30, prior), (width - 62, prior)], "2 3"), _text(width - 58, prior + 4, f"{100 * found[-1].ratio_labeled:.2f}", "start"),
              _line([(30, y(0)), (width - 62, y(0))], opacity=0.5, width=1), _text(26, y(0) + 4, "0", "end"), _line([(x(r.round), y(r.ratio_pseudo)) for r in found])]
     parts += [_text(x(n), height - 6, f"round {n}" if n == shown else str(n), bold=n == shown) for n in range(1, total + 1) if total < 15 or n == shown or n % 5 == 0]
     for r in found: parts += [_mark(x(r.round), y(r.ratio_pseudo), shown=r.round == shown), *([_text(x(r.round), y(r.ratio_pseudo) - 12, f"{100 * r.ratio_pseudo:.2f}", bold=True)] if r.round == shown else [])]
@@ -86,9 +86,9 @@ def rounds_html(
     state: StepperState,
 ) -> Html:
     "A line a round: thresholds, ratio, validation, gate; then the rounds to come, with what the schedule says of them."
-    head, recipe = ("", "round", "thresholds", "pseudo-labelled", "foreground kept (labels)", "validation F1", "gain", "gate"), state.recipe
+    head, recipe = ("", "round", "thresholds", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate"), state.recipe
     here = lambda n: "▶" if n == state.round else ""
-    kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labelled:.2%})" if r.n_pseudo else "–"
+    kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labeled:.2%})" if r.n_pseudo else "–"
     rows = [(here(r.round), r.round, _thresholds(r.thresholds) or "labels only", f"{r.n_pseudo:,} images" if r.n_pseudo else "–", kept(r), f"{r.f1:.3f}", _gain(r) or "–", _gate(r)) for r in state.records]
     coming = range(len(state.records), state.total + 1) if recipe is not None else ()
     return table(rows + [("", n, "labels only" if n == 0 else scheduled(recipe, n), "", "", "", "", "to come") for n in coming], head)
@@ -111,7 +111,7 @@ def round_rows(
     rows = [("thresholds", ", ".join(f"{name(c)} from {t:.3f}" for c, t in enumerate(r.thresholds)) or "none: trained on labels alone"), ("schedule", _schedule(state))]
     rows += [(f"kept as {name(c)}", f"{n:,} px{_more(n, before.kept[c] if before and before.kept else None)}") for c, n in enumerate(r.kept)]
     if change: rows += [(f"{name(c)}, watched", change.text(c)) for c in range(len(change.kept))]
-    if r.n_pseudo: rows += [("foreground kept", f"{r.ratio_pseudo or 0:.2%}, labels {r.ratio_labelled:.2%}" + (f", × {r.ratio_pseudo / r.ratio_labelled:.2f}" if r.ratio_pseudo and r.ratio_labelled else "")), ("verdict", r.verdict)]
+    if r.n_pseudo: rows += [("foreground kept", f"{r.ratio_pseudo or 0:.2%}, labels {r.ratio_labeled:.2%}" + (f", × {r.ratio_pseudo / r.ratio_labeled:.2f}" if r.ratio_pseudo and r.ratio_labeled else "")), ("verdict", r.verdict)]
     decided = "first teacher: nothing to compare with" if r.gain is None else f"{_gate(r)}: gain {_gain(r)}, above 0 with probability {r.probability or 0:.2f} (gate {state.run.config.get('settings', {}).get('gate', 0.75):g})"
     return [*rows, ("validation", f"F1 {r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}, foreground from {r.threshold:.3f})"), ("gate", decided), *([("warning", f"! {r.warning}")] if r.warning else [])]
 
@@ -143,8 +143,8 @@ def preview(
     lines = [f"round {n}: {scheduled(made, n)}" for n in range(state.round + 1, made.rounds + 1)]
     said = watch.stores.get(state.round + 1)
     if said is None or said.n_classes != 2 or made.live: return lines
-    labels, decision = state.records[0].ratio_labelled, teacher_of(state.records, state.round + 1).threshold
-    rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labelled"]), state.round + 1, made.rounds, decision))
+    labels, decision = state.records[0].ratio_labeled, teacher_of(state.records, state.round + 1).threshold
+    rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labeled"]), state.round + 1, made.rounds, decision))
     background, foreground = kept_in(np.array(said.histograms)[[said.index(id) for id in rule.images]].sum(0), rule.thresholds) if rule.images else (0, 0)
     share = foreground / max(1, background + foreground)
     return [f"{lines[0]}, which keeps {share:.2%} foreground (labels {labels:.2%}) of {len(rule.images)} kept predictions", *lines[1:]]
@@ -157,8 +157,8 @@ def legend_html(
     lines = {"-": "solid", "--": "dashed", "-.": "dashed", ":": "dotted"}
     swatch = lambda style, words: tag("span", tag("span", style=f"display:inline-block;box-sizing:border-box;width:26px;height:14px;vertical-align:middle;margin-right:5px;{style}"), words, style="display:inline-block;margin-right:14px")
     kept = [swatch(f"border:2px {lines[class_style(c)[1]]} {class_style(c)[0]};background:{class_style(c)[0]}{'66' if c else '22'}", f"kept as {name}") for c, name in enumerate(classes)]
-    hatched = lambda colour, at: f"border:2px dashed {colour};background:repeating-linear-gradient({at}deg,{colour} 0 2px,#555 2px 6px)"
-    moved = [swatch(hatched(colour, 135 if name == "dropped" else 45) if name in ("dropped", "lost") else f"border:2px {lines[line]} {colour};background:{colour}{'66' if name == 'added' else '22'}", words) for name, (words, colour, line) in CHANGES.items()]
+    hatched = lambda color, at: f"border:2px dashed {color};background:repeating-linear-gradient({at}deg,{color} 0 2px,#555 2px 6px)"
+    moved = [swatch(hatched(color, 135 if name == "dropped" else 45) if name in ("dropped", "lost") else f"border:2px {lines[line]} {color};background:{color}{'66' if name == 'added' else '22'}", words) for name, (words, color, line) in CHANGES.items()]
     ignored = swatch("border:1px solid #BBBBBB;background:repeating-linear-gradient(135deg,#BBBBBB 0 2px,#555 2px 6px)", "ignored")
     return tag("div", *(tag("div", *row) for row in ((*kept, ignored), moved)), style="color:inherit;line-height:1.6;font-size:13px")
 

@@ -124,7 +124,7 @@ class Watch:
 
 # %% ../../nbs/widgets/05a_stepper_pictures.ipynb #3dcfcb73
 CHANGES = {"added": ("foreground added", "#56B4E9", "-"), "dropped": ("foreground dropped", "#E69F00", "--"),
-           "background": ("background added", "#F0E442", ":"), "lost": ("background dropped", "#CC79A7", "-.")} # meaning -> words, colour, line
+           "background": ("background added", "#F0E442", ":"), "lost": ("background dropped", "#CC79A7", "-.")} # meaning -> words, color, line
 
 def _stripes(shape: tuple[int, int], rising: bool = False, period: int = 8) -> np.ndarray: # (h, w) bool
     y, x = np.ogrid[:shape[0], :shape[1]]
@@ -135,9 +135,9 @@ def _paint_kept(marks: Marks, target: np.ndarray, opacity: float) -> None:
     marks.add(target == ignore, "#BBBBBB", opacity / 2)
     marks.add((target == ignore) & _stripes(target.shape), "#BBBBBB", min(1, opacity + 0.3))
     for c in sorted({*np.unique(target).tolist()} - {ignore}):
-        colour, line = class_style(c)
-        marks.add(target == c, colour, opacity * (1 if c else 0.15))
-        marks.add(outline(target == c, line), colour)
+        color, line = class_style(c)
+        marks.add(target == c, color, opacity * (1 if c else 0.15))
+        marks.add(outline(target == c, line), color)
 
 def _paint_change(marks: Marks, now: np.ndarray, was: np.ndarray | None, opacity: float) -> None:
     "What came and what went."
@@ -145,10 +145,10 @@ def _paint_change(marks: Marks, now: np.ndarray, was: np.ndarray | None, opacity
     up, other = (now > 0) & (now != ignore), (was > 0) & (was != ignore)
     regions = dict(lost=(was == 0) & (now == ignore), background=(now == 0) & (was != 0), dropped=other & (now != was), added=up & (now != was))
     for name, where in regions.items():
-        _, colour, line = CHANGES[name]
-        marks.add(where, colour, opacity * (0.3 if name in ("background", "lost") else 1))
-        if name in ("dropped", "lost"): marks.add(where & _stripes(where.shape, name == "lost"), colour, min(1, opacity + 0.3))
-        marks.add(outline(where, line), colour)
+        _, color, line = CHANGES[name]
+        marks.add(where, color, opacity * (0.3 if name in ("background", "lost") else 1))
+        if name in ("dropped", "lost"): marks.add(where & _stripes(where.shape, name == "lost"), color, min(1, opacity + 0.3))
+        marks.add(outline(where, line), color)
 
 def picture(
     watch: Watch,
