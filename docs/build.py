@@ -16,7 +16,7 @@ PROCESSED, SOURCE, HTML = ROOT / "_proc", ROOT / "_docs/source", ROOT / "_docs/h
 # Sections in the order of the sidebar; a folder (or a notebook beside index) that is not named here comes last, under its own name.
 SECTIONS = {
     "tutorials": ("Tutorials", "How to use it, from the first run to your own data."),
-    "strategies": ("Strategies", "Which pseudo-labels are trusted: the parts of a recipe, a notebook for each strategy. [Which one?](#which-one) A table below the list tells."),
+    "strategies": ("Strategies", "Which pseudo-labels are trusted: the parts of a strategy, a notebook for each strategy. [Which one?](#which-one) A table below the list tells."),
     "diagnostics": ("Diagnostics", "What is wrong with pseudo-labels, and what to try next."),
     "training": ("Training", "Losses, augmentation, the one loop, and rounds."),
     "experiments": ("Experiments", "Sweeps, action plans and reports."),

@@ -9,30 +9,30 @@ from pathlib import Path
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ROOT / "nbs/strategies/16_recipes.ipynb"
+STRATEGIES = ROOT / "nbs/strategies/16_strategies.ipynb"
 ADVICE = re.compile(r"^\| \[`(\w+)`\]\(([\w.]+)\) \|[^|]*\|([^|]*)\|([^|]*)\|$", re.M)
 
 
 def advice() -> dict[str, tuple[str, str, str]]:
-    "strategy → (its chapter, when to try it, its price), from the table in the chapter on recipes."
-    text = "\n".join("".join(c["source"]) for c in json.loads(RECIPES.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    "strategy → (its chapter, when to try it, its price), from the table in the chapter on strategies."
+    text = "\n".join("".join(c["source"]) for c in json.loads(STRATEGIES.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
     return {name: (re.sub(r"^\d+[a-z]?_", "", chapter), when.strip(), price.strip()) for name, chapter, when, price in ADVICE.findall(text)}
 
 
 def pace(made) -> str:
-    "How often a recipe's teacher predicts."
+    "How often a strategy's teacher predicts."
     if made.refresh == "round": return f"{made.rounds} times, once a round"
     return "at every step" if made.refresh == "step" else f"every {made.refresh} steps"
 
 
 def strategy_table() -> str:
     "Every registered strategy: what it is and how its teacher works as the registry has it, when to try it and what it costs as the chapter says."
-    from pseudolabel_nb.strategies.recipes import recipes
+    from pseudolabel_nb.strategies.strategies import strategies
     said = advice()
-    if missing := recipes.keys() - said.keys() - {"supervised"}: raise SystemExit(f"error: {RECIPES.relative_to(ROOT)}: its last table lacks {', '.join(sorted(missing))}; add a row for each")
+    if missing := strategies.keys() - said.keys() - {"supervised"}: raise SystemExit(f"error: {STRATEGIES.relative_to(ROOT)}: its last table lacks {', '.join(sorted(missing))}; add a row for each")
     rows = [f"| [{name}]({said[name][0]}) | {made.about} | {pace(made)} | {said[name][1]} | {said[name][2] or 'none'} |"
-            for name, made in recipes.items() if name in said]
-    head = ["## Which one?", "", f"All are measured against `supervised`: {recipes['supervised'].about}.", "",
+            for name, made in strategies.items() if name in said]
+    head = ["## Which one?", "", f"All are measured against `supervised`: {strategies['supervised'].about}.", "",
             "| strategy | what it is | the teacher predicts | try it when | its price |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows, ""])
 

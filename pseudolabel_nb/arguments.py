@@ -122,7 +122,7 @@ def _add_plan(g) -> None:
     g.add_argument("--minutes", type=float, help="minutes on the clock, all calls together; as many as it takes if not given")
     g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05", help="shares of the training images whose labels are used")
     g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0,1,2", help="each changes labels, initial weights and order; one seed is no evidence")
-    g.add_argument("--phase", dest="phases", metavar="STRATEGIES", type=_list_of(str), action="append", default=[], help="strategies, and recipe files (.toml, .json), of a phase, in place of those of the plan; once for each phase")
+    g.add_argument("--phase", dest="phases", metavar="STRATEGIES", type=_list_of(str), action="append", default=[], help="strategies, and strategy files (.toml, .json), of a phase, in place of those of the plan; once for each phase")
     g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers strategies, networks or losses of your own; may be repeated")
 
 def _add_workers(g) -> None:
@@ -157,7 +157,7 @@ def _add_comparison(g) -> None:
     "Strategies, ratios, seeds."
     g.add_argument("--output-dir", default="pseudolabel-output", help="run folders and tables; the same command again goes on there")
     g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05,0.10", help="shares of the training images whose labels are used")
-    g.add_argument("--strategy", type=_list_of(str), default="naive,limited,class_balanced", help="strategies, see --list-strategies, and recipe files (.toml, .json), or all; the supervised baseline is always trained")
+    g.add_argument("--strategy", type=_list_of(str), default="naive,limited,class_balanced", help="strategies, see --list-strategies, and strategy files (.toml, .json), or all; the supervised baseline is always trained")
     g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0", help="each changes labels, initial weights and order; one seed is no evidence")
     g.add_argument("--confidence-threshold", type=_share, help="of the strategies with one constant threshold; if not given, their own: 0.70 in naive, limited and weighted")
     g.add_argument("--n-iterations", type=whole_number(1), help="rounds of teacher, pseudo-labels, student, where a teacher predicts once a round; if not given, each strategy's own: 3 in most, 1 where the teacher predicts at every step")
@@ -214,7 +214,7 @@ def config_arguments(
     known: set[str], # names that the parser knows
 ) -> list[str]: # as one would type them
     "What a file says, as arguments; `UserError` for a name that no flag has."
-    from pseudolabel_nb.strategies.recipes import read_toml
+    from pseudolabel_nb.strategies.strategies import read_toml
     table = {name.replace("_", "-"): value for name, value in read_toml(path).items()}
     flags = {{"changes": "set", "plugins": "plugin", "phases": "phase", "more_settings": "setting", "repeats": "from"}.get(k, k).replace("_", "-") for k in known} - {"config"}
     settings = table.pop("settings", {})

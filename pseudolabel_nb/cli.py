@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .arguments import Help, Parser, add_common, diagnose_parser, plan_parser, positive, sweep_parser, train_parser, whole_number
 from .core import UserError, hearing_interrupts, process_number
-from .inputs import data_names, load_plugin, open_data, recipes_of, settings_of, source_of
+from .inputs import data_names, load_plugin, open_data, strategies_of, settings_of, source_of
 
 # %% ../nbs/90_cli.ipynb #839576bd
 def run_command(
@@ -57,8 +57,8 @@ def _say(line) -> None:
 
 def _list_strategies() -> None:
     "Print every strategy with its line."
-    from pseudolabel_nb.strategies.recipes import recipes
-    for name, r in recipes.items(): print(f"{name:16} {r.about}")
+    from pseudolabel_nb.strategies.strategies import strategies
+    for name, r in strategies.items(): print(f"{name:16} {r.about}")
 
 def _data_of(a: argparse.Namespace): # -> Data
     "The data set that the arguments name, its splits looked at."
@@ -79,7 +79,7 @@ def _sweep(a: argparse.Namespace) -> int: # the exit code
     for name in a.plugins: load_plugin(name)
     if a.list_strategies: return _list_strategies()
     if getattr(a, "repeats", None): return _repeat(a)
-    settings, recipes, data = settings_of(a), recipes_of(a), _data_of(a)
+    settings, strategies, data = settings_of(a), strategies_of(a), _data_of(a)
     import torch
     from pseudolabel_nb.experiments.sweep import sweep
     from pseudolabel_nb.training.task import with_test_set
@@ -87,7 +87,7 @@ def _sweep(a: argparse.Namespace) -> int: # the exit code
     data, out = with_test_set(data), Path(a.output_dir)
     _say(data)
     with _workers(a) if hasattr(a, "workers") else nullcontext() as executor:
-        done = sweep(data, recipes, a.labeled_ratios, a.seeds, out, settings, a.learning_rates, a.device, _say, executor, source_of(a))
+        done = sweep(data, strategies, a.labeled_ratios, a.seeds, out, settings, a.learning_rates, a.device, _say, executor, source_of(a))
     if done.table: _say(f"\n{done.table}\n\nwritten: {out / 'summary.csv'}, {out / 'results.csv'}, and a folder for each run in {out / 'runs'}")
     for name, error in done.failed.items(): print(f"failed: {name}: {error}", file=sys.stderr)
     if done.failed: print(f"{len(done.failed)} failed (error.json in the run folder says where); the same command tries again", file=sys.stderr)
@@ -123,15 +123,15 @@ def _plan(a: argparse.Namespace) -> int: # the exit code
     settings, data = settings_of(a), _data_of(a)
     import torch
     from pseudolabel_nb.experiments.action_plan import action_plan, phases
-    from pseudolabel_nb.strategies.recipes import read_recipe, recipe
+    from pseudolabel_nb.strategies.strategies import read_strategy, strategy
     if a.threads: torch.set_num_threads(a.threads)
-    chosen = [[read_recipe(name) if name.endswith((".toml", ".json")) else recipe(name) for name in phase] for phase in a.phases or phases]
+    chosen = [[read_strategy(name) if name.endswith((".toml", ".json")) else strategy(name) for name in phase] for phase in a.phases or phases]
     _say(data)
     with _workers(a) as executor:
         plan = action_plan(data, a.output_dir, a.goal, a.max_runs, a.minutes, a.labeled_ratios, a.seeds, settings, a.learning_rates, chosen, a.device, _say, executor, source_of(a))
     _say(f"\n{plan}\n\nwritten: {plan.out / 'plan.md'}, {plan.out / 'plan.json'}, the tables {plan.out / 'results.csv'} and {plan.out / 'summary.csv'}, and a folder for each run in {plan.out / 'runs'}")
     failed = [s for s in plan.steps if s.state == "failed"]
-    for s in failed: print(f"failed: {s.recipe}: {s.error}", file=sys.stderr)
+    for s in failed: print(f"failed: {s.strategy}: {s.error}", file=sys.stderr)
     return int(bool(failed))
 
 def plan(argv: Sequence[str] | None = None) -> int: # the exit code

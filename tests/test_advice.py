@@ -7,15 +7,15 @@ import pytest
 from conftest import ROOT, tool_module
 
 import pseudolabel_nb as pnb
-from pseudolabel_nb.diagnostics.advice import advise, paired_gains, rank_recipes, variant
+from pseudolabel_nb.diagnostics.advice import advise, paired_gains, rank_strategies, variant
 from pseudolabel_nb.diagnostics.confidence_filter import examine_filter
 from pseudolabel_nb.diagnostics.expectations import Expectation, Trial, expectations, step_costs, trials
 from pseudolabel_nb.diagnostics.findings import Diagnosis, Finding, Remedy, severities
-from pseudolabel_nb.diagnostics.known import Known, surer
+from pseudolabel_nb.diagnostics.known import DiagnosisInputs, surer
 from pseudolabel_nb.diagnostics.quantity import examine_ratio
 from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
 from pseudolabel_nb.runs.compare import compare
-from pseudolabel_nb.strategies.recipes import recipe, recipes
+from pseudolabel_nb.strategies.strategies import strategy, strategies
 
 RESULTS = ROOT / "nbs" / "benchmarks" / "results"
 
@@ -29,7 +29,7 @@ def tool():
 # ---- what it stands on
 
 def test_expectations_are_the_committed_results(tool):
-    "Every trial of the package is what its files say, and every result of a recipe is a trial of the package."
+    "Every trial of the package is what its files say, and every result of a strategy is a trial of the package."
     key = lambda t: (t.data, t.ratio, t.steps, t.seeds, tuple(sorted(t.gains)))
     made = {key(t): t for t in tool.trials_of(tool.read_cells())}
     for t in trials:
@@ -61,33 +61,33 @@ FINDINGS = {s: Finding("t", s, 1.0, "1", "", Remedy("pu" if s == "severe" else "
 
 def test_measured_gains_outrank_findings_and_these_what_happened_elsewhere():
     elsewhere = {"fixmatch": Expectation("fixmatch", 0.04, 0.03, 0.05, 5, 9)}
-    names = lambda findings, gains: [a.name for a in rank_recipes(findings, gains, elsewhere).rows]
+    names = lambda findings, gains: [a.name for a in rank_strategies(findings, gains, elsewhere).rows]
     assert names([], {})[:2] == ["fixmatch", "supervised"]
     assert names([FINDINGS["warning"], FINDINGS["severe"]], {})[:4] == ["pu", "cps", "fixmatch", "supervised"]
     order = names([FINDINGS["warning"], FINDINGS["severe"]], {"limited": [0.01], "pu": [-0.001], "fixmatch": [-0.05, -0.03], "naive": [0.02]})
     assert order[:4] == ["naive", "limited", "cps", "supervised"] and order[-2:] == ["pu", "fixmatch"]
-    assert sorted(order) == sorted(recipes)
+    assert sorted(order) == sorted(strategies)
 
 
 def test_what_is_fine_indicates_nothing():
-    assert rank_recipes([FINDINGS["ok"]]).rows == rank_recipes().rows
-    assert rank_recipes([FINDINGS["note"]]).rows[0].recipe == "cps"
+    assert rank_strategies([FINDINGS["ok"]]).rows == rank_strategies().rows
+    assert rank_strategies([FINDINGS["note"]]).rows[0].strategy == "cps"
 
 
 def test_advice_that_cannot_be_followed_is_refused():
-    with pytest.raises(pnb.UserError, match="unknown strategy"): rank_recipes([Finding("t", "warning", 1.0, "", "", Remedy("magic"))])
-    with pytest.raises(pnb.UserError, match="no field"): rank_recipes([Finding("t", "warning", 1.0, "", "", Remedy("naive", {"selector__magic": 1}))])
+    with pytest.raises(pnb.UserError, match="unknown strategy"): rank_strategies([Finding("t", "warning", 1.0, "", "", Remedy("magic"))])
+    with pytest.raises(pnb.UserError, match="no field"): rank_strategies([Finding("t", "warning", 1.0, "", "", Remedy("naive", {"selector__magic": 1}))])
 
 
 def test_every_line_of_advice_can_be_followed():
-    findings = apply_rules(Examined(recipe("naive"), 0.04, 0.2, 10, 190, 1.0, 0.4))
-    assert {f.remedy.recipe for f in findings} == {"naive", "limited", "pu", "curriculum"}
-    for a in rank_recipes(findings).rows: assert variant(a.remedy).name == a.name
+    findings = apply_rules(Examined(strategy("naive"), 0.04, 0.2, 10, 190, 1.0, 0.4))
+    assert {f.remedy.strategy for f in findings} == {"naive", "limited", "pu", "curriculum"}
+    for a in rank_strategies(findings).rows: assert variant(a.remedy).name == a.name
 
 
 def test_a_diagnosis_is_enough():
     advice = advise(Diagnosis((FINDINGS["severe"],), subject="run <7>"))
-    assert advice.first.recipe == "pu" and "run <7>" in str(advice) and "<7>" not in advice._repr_html_()
+    assert advice.first.strategy == "pu" and "run <7>" in str(advice) and "<7>" not in advice._repr_html_()
 
 
 # ---- of real runs
@@ -97,7 +97,7 @@ def swept(tmp_path_factory):
     "A sweep of two strategies and two seeds, and its data."
     data = pnb.micrographs(n_train=24, n_val=6, n_test=6, size=64)
     out = tmp_path_factory.mktemp("swept")
-    pnb.sweep(data, [recipe("naive", rounds=1), recipe("limited", rounds=1)], [0.1], [0, 1], out, pnb.Settings(steps=24, crop=64, batch_size=2, network_options=dict(widths=(4, 8)), evaluations=1), [3e-3], "cpu", lambda line: None)
+    pnb.sweep(data, [strategy("naive", rounds=1), strategy("limited", rounds=1)], [0.1], [0, 1], out, pnb.Settings(steps=24, crop=64, batch_size=2, network_options=dict(widths=(4, 8)), evaluations=1), [3e-3], "cpu", lambda line: None)
     return data, out
 
 
@@ -128,7 +128,7 @@ def test_the_committed_judgement_is_up_to_date(tool):
 
 
 def cell(tool, data, gains, relative=1.0):
-    "A cell with two seeds a recipe."
+    "A cell with two seeds a strategy."
     rows = {name: {s: dict(gain=str(g), particle_ratio_real="0.04", particle_ratio_pseudo=str(0.04 * relative), n_labeled="10", n_pseudo="20") for s in (0, 1)} for name, g in {"supervised": 0.0, **gains}.items()}
     return tool.Cell(data, 0.05, 1200, "s", rows)
 
@@ -164,25 +164,25 @@ def test_expectations_leave_a_data_set_out():
     assert expectations(without="vnc_mito")["limited"].sets == expectations()["limited"].sets - 1
 
 
-def test_a_recipe_of_ones_own_with_too_much_foreground_does_not_end_all_advice():
-    findings = apply_rules(Examined(recipe("limited", name="lighter"), 0.04, 0.12, 8, 8, 0))
-    assert findings[0].remedy.recipe == "class_quantiles" and rank_recipes(findings).first.recipe == "class_quantiles"
+def test_a_strategy_of_ones_own_with_too_much_foreground_does_not_end_all_advice():
+    findings = apply_rules(Examined(strategy("limited", name="lighter"), 0.04, 0.12, 8, 8, 0))
+    assert findings[0].remedy.strategy == "class_quantiles" and rank_strategies(findings).first.strategy == "class_quantiles"
 
 
 def test_what_was_refused_or_too_low_is_not_advised_again():
-    assert {f.topic: f.remedy.recipe for f in apply_rules(Examined(recipe("curriculum"), 0.04, 0.04, 8, 8, 1.0)) if f.remedy}["gate"] == "limited"
-    known = Known(real=np.array([[96, 4]] * 4), kept=np.array([[80, 20]] * 4), recipe="naive", thresholds=(0.95, 0.95))
+    assert {f.topic: f.remedy.strategy for f in apply_rules(Examined(strategy("curriculum"), 0.04, 0.04, 8, 8, 1.0)) if f.remedy}["gate"] == "limited"
+    known = DiagnosisInputs(real=np.array([[96, 4]] * 4), kept=np.array([[80, 20]] * 4), strategy="naive", thresholds=(0.95, 0.95))
     assert examine_ratio(known).findings[0].remedy.changes == {"selector__threshold": 0.97} # 0.9 would be lower
-    assert surer(Known()) == surer(Known(thresholds=(0.7, 0.7))) == 0.9
+    assert surer(DiagnosisInputs()) == surer(DiagnosisInputs(thresholds=(0.7, 0.7))) == 0.9
 
 
 def test_the_words_for_a_ratio_within_a_factor_of_two_are_true_at_both_ends():
-    for pseudo in (0.021, 0.079): assert "half to twice as much" in str(apply_rules(Examined(recipe("naive"), 0.04, pseudo, 8, 8, 0))[0])
+    for pseudo in (0.021, 0.079): assert "half to twice as much" in str(apply_rules(Examined(strategy("naive"), 0.04, pseudo, 8, 8, 0))[0])
 
 
 def test_a_filter_keeps_no_more_than_there_is():
     pixels = np.zeros((1, 1024), int)
     pixels[0, [10, 400, 900]] = 900, 60, 40 # p of 0.01, 0.39 and 0.88
-    said = examine_filter(Known(pixels=pixels, thresholds=(0.6, 0.35))).findings[0].sentence
+    said = examine_filter(DiagnosisInputs(pixels=pixels, thresholds=(0.6, 0.35))).findings[0].sentence
     assert "keep 94% of what is called background and 100% of what is called foreground" in said and "6.2% of what is called background is kept as foreground" in said
-    assert "is kept as foreground" not in examine_filter(Known(pixels=pixels, thresholds=(0.6, 0.6))).findings[0].sentence
+    assert "is kept as foreground" not in examine_filter(DiagnosisInputs(pixels=pixels, thresholds=(0.6, 0.6))).findings[0].sentence

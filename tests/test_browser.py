@@ -18,7 +18,7 @@ def said(images, ids):
 explorer = PseudoLabelExplorer(said(data.train, data.train.ids[2:]), data, validation=said(data.val, data.val.ids))
 explorer
 """
-SAY = "print('STATE', [round(t, 3) for t in explorer.state.settings.thresholds], explorer.state.figures().kept, explorer.recipe.selector)"
+SAY = "print('STATE', [round(t, 3) for t in explorer.state.settings.thresholds], explorer.state.figures().kept, explorer.strategy.selector)"
 
 
 def say(page, k: int) -> str:

@@ -26,11 +26,11 @@ def folder(tmp_path_factory):
     from pseudolabel_nb.inference.predictions import store
     folder, data = tmp_path_factory.mktemp("comparer"), micrographs(6, 2, 2, size=64)
     for seed in range(5):
-        for recipe, f1 in (("supervised", 0.6), ("naive", 0.5), ("class_balanced", 0.65)): write_run(folder / "runs" / f"{recipe}-s{seed}", f1 + 0.01 * seed * (recipe == "naive"), recipe=recipe, seed=seed)
-    write_run(folder / "runs" / "<b>odd & bold", recipe="naive", seed=7, finished=False, error="CUDA <i>out of memory</i>")
-    for recipe, spread in (("naive", 2.0), ("class_balanced", 0.5)):
-        noise = {i: random_stream(i, recipe).standard_normal((1, 64, 64)) for i in (3, 4, 5)}
-        store([(data.train.ids[i], np.clip(data.train.mask(i)[None] * 0.8 + 0.1 * spread * noise[i], 0, 1)) for i in noise], folder / "runs" / f"{recipe}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+        for strategy, f1 in (("supervised", 0.6), ("naive", 0.5), ("class_balanced", 0.65)): write_run(folder / "runs" / f"{strategy}-s{seed}", f1 + 0.01 * seed * (strategy == "naive"), strategy=strategy, seed=seed)
+    write_run(folder / "runs" / "<b>odd & bold", strategy="naive", seed=7, finished=False, error="CUDA <i>out of memory</i>")
+    for strategy, spread in (("naive", 2.0), ("class_balanced", 0.5)):
+        noise = {i: random_stream(i, strategy).standard_normal((1, 64, 64)) for i in (3, 4, 5)}
+        store([(data.train.ids[i], np.clip(data.train.mask(i)[None] * 0.8 + 0.1 * spread * noise[i], 0, 1)) for i in noise], folder / "runs" / f"{strategy}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
     return folder
 
 
@@ -92,7 +92,7 @@ def test_every_control_has_a_tooltip(page):
 
 def test_a_run_that_goes_on_is_seen(page, folder):
     page.fill("input[placeholder^='words']", "")
-    write_run(folder / "runs" / "late-s0", recipe="naive", seed=8, finished=False, rounds=1)
+    write_run(folder / "runs" / "late-s0", strategy="naive", seed=8, finished=False, rounds=1)
     page.wait_for_selector(".pseudolabel-live >> text=17 runs", timeout=10000)
     with open(folder / "runs" / "late-s0" / "rounds.jsonl", "a") as f: f.write(json.dumps(line(1, 0.7)) + "\n")
     page.wait_for_timeout(1500)

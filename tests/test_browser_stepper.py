@@ -13,7 +13,7 @@ BEGIN = """
 import pseudolabel_nb as pnb
 data = pnb.micrographs(24, 8, 4, size=128)
 settings = pnb.Settings(steps=360, teacher_share=0.6, crop=64, evaluations=3, checkpoint_every=20, gate=0.5, network_options=dict(widths=(8, 16)))
-run = pnb.begin(data, pnb.recipe("curriculum", schedule__start=0.8, schedule__stop=0.5), "runs/curriculum-s0", labeled_ratio=0.34, settings=settings, device="cpu")
+run = pnb.begin(data, pnb.strategy("curriculum", schedule__start=0.8, schedule__stop=0.5), "runs/curriculum-s0", labeled_ratio=0.34, settings=settings, device="cpu")
 """
 SHOW = "stepper = pnb.CurriculumStepper(run, lambda run: pnb.rounds(run, data), data=data)\nstepper"
 USABLE = "print('the notebook is', 'usable', stepper.state.activity)"

@@ -10,7 +10,7 @@ from IPython.lib.pretty import pretty
 from test_compare import write_run
 
 import pseudolabel_nb as pnb
-from pseudolabel_nb.diagnostics.advice import rank_recipes
+from pseudolabel_nb.diagnostics.advice import rank_strategies
 from pseudolabel_nb.diagnostics.findings import Diagnosis, Finding, Remedy
 from pseudolabel_nb.experiments.plan import Plan, Step
 from pseudolabel_nb.inference.predictions import store
@@ -30,7 +30,7 @@ def images():
 
 
 def a_run(folder, **more):
-    return write_run(folder / WICKED.replace("/", "_"), recipe=WICKED, error=WICKED, finished=False, **more)
+    return write_run(folder / WICKED.replace("/", "_"), strategy=WICKED, error=WICKED, finished=False, **more)
 
 
 def shown(folder) -> dict:
@@ -40,12 +40,12 @@ def shown(folder) -> dict:
     run = pnb.open_run(a_run(folder))
     finding = Finding(WICKED, "severe", 1.0, WICKED, WICKED, Remedy("limited", {}, WICKED))
     return dict(run=run, record=run.records()[-1], data=pnb.Data(WICKED, some, notes=(WICKED,), classes=("background", WICKED)), images=some, predictions=p, rule=rule, selection=apply(rule, p.probs(0)),
-                pseudo_images=pnb.PseudoImages(some, p, rule), recipe=pnb.recipe("naive", about=WICKED), supervised=pnb.recipe("supervised"), teacher=pnb.Teacher(members=3), student=pnb.Student(weight=0.5),
-                ratio=pnb.diagnose_pseudo_labels([np.eye(4)], [np.eye(4)], verbose=False), diagnosis=Diagnosis((finding,), (), ((WICKED, WICKED),), WICKED), advice=rank_recipes([finding], subject=WICKED),
+                pseudo_images=pnb.PseudoImages(some, p, rule), strategy=pnb.strategy("naive", about=WICKED), supervised=pnb.strategy("supervised"), teacher=pnb.Teacher(members=3), student=pnb.Student(weight=0.5),
+                ratio=pnb.diagnose_pseudo_labels([np.eye(4)], [np.eye(4)], verbose=False), diagnosis=Diagnosis((finding,), (), ((WICKED, WICKED),), WICKED), advice=rank_strategies([finding], subject=WICKED),
                 plan=Plan(folder, 3.0, (Step(WICKED, 1, WICKED),), "runs", 1, 1.0), ranking=rank({WICKED: [0.1, 0.2], "b": [0.1, 0.3]}), comparison=compare(folder))
 
 
-KINDS = ["run", "record", "data", "images", "predictions", "rule", "selection", "pseudo_images", "recipe", "supervised", "teacher", "student", "ratio", "diagnosis", "advice", "plan", "ranking", "comparison"]
+KINDS = ["run", "record", "data", "images", "predictions", "rule", "selection", "pseudo_images", "strategy", "supervised", "teacher", "student", "ratio", "diagnosis", "advice", "plan", "ranking", "comparison"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_card(all_shown, kind):
     assert len(page) < 60_000 and "object at 0x" not in text and len(text) < 6000
 
 
-@pytest.mark.parametrize("kind", ["run", "record", "data", "images", "predictions", "recipe", "diagnosis"])
+@pytest.mark.parametrize("kind", ["run", "record", "data", "images", "predictions", "strategy", "diagnosis"])
 def test_the_card_says_what_the_text_says(all_shown, kind):
     "The numbers of the plain text are on the card."
     thing = all_shown[kind]
@@ -98,7 +98,7 @@ def test_a_run_that_was_just_begun(tmp_path):
     assert "new" in page and "round" not in page
 
 
-def test_a_supervised_recipe_says_labels_only(all_shown): assert "labels only" in all_shown["supervised"]._repr_html_()
+def test_a_supervised_strategy_says_labels_only(all_shown): assert "labels only" in all_shown["supervised"]._repr_html_()
 
 
 def test_masks_are_drawn_small():

@@ -272,11 +272,11 @@ def test_help_version_and_strategies():
     text = "".join(plain("--help").out.split())  # lines are broken anywhere
     for shown in ("0.05,0.10", "naive,limited,class_balanced", "0.001,0.003", "0.70", *(f"--{k.replace('_', '-')}{v}" for k, v in arguments.demo_defaults.items())): assert shown in text
     for own in ("0.70innaive,limitedandweighted", "3inmost,1wheretheteacher", "weak,strongornone", "thatofthelabeledones"): assert own in text
-    from pseudolabel_nb.strategies.recipes import recipes, with_threshold
+    from pseudolabel_nb.strategies.strategies import strategies, with_threshold
     listed = plain("--list-strategies").out.splitlines()
-    assert [line.split()[0] for line in listed] == list(recipes) and all(len(line.split()) > 3 for line in listed)
-    assert [name for name, r in recipes.items() if with_threshold(r, 0.81) != r] == ["naive", "limited", "weighted"]  # as --help says
-    assert all(r.rounds == (1 if r.live else 3) for r in recipes.values() if r.selector)
+    assert [line.split()[0] for line in listed] == list(strategies) and all(len(line.split()) > 3 for line in listed)
+    assert [name for name, r in strategies.items() if with_threshold(r, 0.81) != r] == ["naive", "limited", "weighted"]  # as --help says
+    assert all(r.rounds == (1 if r.live else 3) for r in strategies.values() if r.selector)
     assert plain("--version").code == 0
 
 # ---- strategies of one's own, changed and joined
@@ -301,7 +301,7 @@ class OddOnes(Selector):
 MOVING = dict(kind="Moving", field="foreground", start=0.8, stop=0.6)
 JOINED = ("--set", f"schedule={json.dumps(MOVING)}", "--set", "student.weight=0.5")
 
-def config(out: Path, name: str) -> dict: return json.loads((out / f"runs/{name}-r0.5-s0/config.json").read_text())["recipe"]
+def config(out: Path, name: str) -> dict: return json.loads((out / f"runs/{name}-r0.5-s0/config.json").read_text())["strategy"]
 def written(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -336,7 +336,7 @@ def test_plugin_slips(refuse, tmp_path, text, parts):
 
 def test_missing_plugin_file(refuse, tmp_path): refuse("--demo", "--plugin", tmp_path / "odd.py", parts=["odd.py: no such file", "check the path"])
 
-def test_recipe_files(train, refuse, data, tmp_path):
+def test_strategy_files(train, refuse, data, tmp_path):
     "The same in TOML, in JSON, on the command line, and as a run has written it."
     toml = written(tmp_path / "a.toml", 'base = "class_balanced"\nstudent.weight = 0.5\n[schedule]\nkind = "Moving"\nfield = "foreground"\nstart = 0.8\nstop = 0.6\n')
     as_json = written(tmp_path / "b.json", json.dumps({"base": "class_balanced", "student": {"weight": 0.5}, "schedule": MOVING}))
@@ -356,12 +356,12 @@ FILES = dict(field=('base = "naive"\nstudent.wieght = 1', ["'wieght'", "weight"]
              toml=("base = naive", ["not TOML", "line 1"]), joint=('base = "naive"\nrefresh = "step"', ["refresh is 'step'", "'average'"]), moved=('base = "naive"\n[schedule]\nkind = "Moving"\nfield = "foreground"', ["'foreground'", "Threshold", "threshold"]),
              name=('base = "naive"\nname = "../../mine"', ["'../../mine'", "letters"]), true=('base = "naive"\nrounds = true', ["rounds is True", "whole number"]))
 @pytest.mark.parametrize("text, parts", FILES.values(), ids=FILES)
-def test_recipe_file_slips(refuse, tmp_path, text, parts):
+def test_strategy_file_slips(refuse, tmp_path, text, parts):
     refuse("--demo", "--strategy", written(tmp_path / "a.toml", text), parts=[f"error: {tmp_path / 'a.toml'}: ", *parts])
     assert not (tmp_path / "out").exists()
 
-def test_recipe_file_is_no_recipe(refuse, tmp_path):
-    for text, part in (("{base", "not JSON"), ("[1]", "fields by name"), ('{"base": 3}', "unknown base"), ('{"kind": "Recipe", "selector": null, "teacher": {"kind": "Student"}}', "unknown kind 'Student'")):
+def test_strategy_file_is_no_strategy(refuse, tmp_path):
+    for text, part in (("{base", "not JSON"), ("[1]", "fields by name"), ('{"base": 3}', "unknown base"), ('{"kind": "Strategy", "selector": null, "teacher": {"kind": "Student"}}', "unknown kind 'Student'")):
         refuse("--demo", "--strategy", written(tmp_path / "a.json", text), parts=[tmp_path / "a.json", part])
     refuse("--demo", "--strategy", tmp_path / "gone.toml", parts=["gone.toml: no such file", "check the path"])
 
@@ -373,12 +373,12 @@ def test_what_is_given_for_all(train, data, tmp_path):
     assert made["class_balanced"]["selector"]["foreground"] == 0.6 and made["curriculum"]["schedule"]["start"] == 0.9
     assert {(m["rounds"], m["prior"]) for n, m in made.items() if n != "supervised"} == {(2, 0.1)} and (made["supervised"]["rounds"], made["supervised"]["prior"]) == (0, None)
 
-def test_what_is_not_given_is_the_recipes_own():
-    from pseudolabel_nb.strategies.recipes import recipe, recipes
-    parse = lambda *argv: inputs.recipes_of(arguments.train_parser().parse_args(argv))
-    names = ",".join(recipes)
-    assert parse("--strategy", names) == list(recipes.values())
-    live = [recipe("naive", name="live", refresh="step", rounds=1, teacher__who="average", student__sampling="paired")]
+def test_what_is_not_given_is_the_strategies_own():
+    from pseudolabel_nb.strategies.strategies import strategy, strategies
+    parse = lambda *argv: inputs.strategies_of(arguments.train_parser().parse_args(argv))
+    names = ",".join(strategies)
+    assert parse("--strategy", names) == list(strategies.values())
+    live = [strategy("naive", name="live", refresh="step", rounds=1, teacher__who="average", student__sampling="paired")]
     given = arguments.train_parser().parse_args(["--n-iterations", "5", "--confidence-threshold", "0.9"])
     assert [inputs._as_asked(r, given, {}) for r in live] == live
     assert parse("--set", "name=mine", "--strategy", "naive")[0].name == "mine"

@@ -27,11 +27,11 @@ def no_windows(monkeypatch):
     plt.close("all")
 
 
-def config(recipe: str = "naive", seed: int = 0, ratio: float = 0.05, data: str = "micrographs", rate: float = 0.003, **student) -> dict:
+def config(strategy: str = "naive", seed: int = 0, ratio: float = 0.05, data: str = "micrographs", rate: float = 0.003, **student) -> dict:
     "As `begin` writes it."
-    selector = None if recipe == "supervised" else dict(kind="ClassBalanced", foreground=0.6, background=0.8, ratio=2.0, tolerance=0.1)
+    selector = None if strategy == "supervised" else dict(kind="ClassBalanced", foreground=0.6, background=0.8, ratio=2.0, tolerance=0.1)
     return dict(data=data, classes=["background", "particle"], read=[f"{data}: masks"], labeled_ratio=ratio, seed=seed,
-                recipe=dict(kind="Recipe", name=recipe, selector=selector, schedule=dict(kind="Constant"), teacher=dict(kind="Teacher", flips=False, members=1),
+                strategy=dict(kind="Strategy", name=strategy, selector=selector, schedule=dict(kind="Constant"), teacher=dict(kind="Teacher", flips=False, members=1),
                             refresh="round", student=dict(dict(kind="Student", weight=1.0, sampling="pooled"), **student), rounds=3, prior=None, about="a line of prose"),
                 settings=dict(kind="Settings", steps=400, learning_rate=rate, batch_size=4, network="unet", network_options=dict(widths=[8, 16])))
 
@@ -60,7 +60,7 @@ def write_run(folder: Path, f1: float = 0.7, rounds: int = 4, finished: bool = T
 def states(folder: Path) -> None:
     "One run of each state, and a supervised one beside them."
     write_run(folder / "finished")
-    write_run(folder / "baseline", recipe="supervised", f1=0.65, rounds=1)
+    write_run(folder / "baseline", strategy="supervised", f1=0.65, rounds=1)
     write_run(folder / "running", seed=1, finished=False, rounds=2)
     write_run(folder / "failed", seed=2, finished=False, rounds=1, error="the loss is nan\nand more")
     write_run(folder / "new", seed=3, finished=False, rounds=0)
@@ -131,27 +131,27 @@ def test_only_what_differs_is_a_column_and_the_rest_is_said_once(tmp_path):
     write_run(tmp_path / "a", rate=0.003)
     write_run(tmp_path / "b", rate=0.001, weight=0.5)
     c = compare(tmp_path)
-    assert c.differs == ["recipe.student.weight", "settings.learning_rate"]
-    assert {"recipe.name", "seed", "labeled_ratio", "settings.steps"} <= set(c.same)
+    assert c.differs == ["strategy.student.weight", "settings.learning_rate"]
+    assert {"strategy.name", "seed", "labeled_ratio", "settings.steps"} <= set(c.same)
     assert c.same["settings.network_options.widths"] == (8, 16)
     assert not set(c.same) & set(c.table.columns)
     row = c.table.set_index("name").loc["b"]
-    assert (row["recipe.student.weight"], row["settings.learning_rate"]) == (0.5, 0.001)
+    assert (row["strategy.student.weight"], row["settings.learning_rate"]) == (0.5, 0.001)
 
 
 def test_null_is_not_the_same_as_a_field_that_is_not_there(tmp_path):
     write_run(tmp_path / "a", decay=None)
     write_run(tmp_path / "b", decay=0.99)
     write_run(tmp_path / "c")
-    column = compare(tmp_path).table.set_index("name")["recipe.student.decay"]
+    column = compare(tmp_path).table.set_index("name")["strategy.student.decay"]
     assert column["a"] is None and column["b"] == 0.99 and math.isnan(column["c"])
 
 
 def test_flatten_names_the_class_of_a_part_where_it_says_something():
     flat = flatten(config())
-    assert flat["recipe.selector"] == "ClassBalanced" and flat["recipe.schedule"] == "Constant"
-    assert not {"recipe", "recipe.kind", "settings", "recipe.student", "recipe.teacher", "recipe.about"} & set(flat)
-    assert flatten(config("supervised"))["recipe.selector"] is None
+    assert flat["strategy.selector"] == "ClassBalanced" and flat["strategy.schedule"] == "Constant"
+    assert not {"strategy", "strategy.kind", "settings", "strategy.student", "strategy.teacher", "strategy.about"} & set(flat)
+    assert flatten(config("supervised"))["strategy.selector"] is None
     assert all(hash(v) is not None for v in flatten(dict(a=[[1, {"b": [2]}], {}], c={"kind": ["odd"]})).values())
 
 
@@ -171,7 +171,7 @@ def test_runs_paths_and_folders_are_taken_in_the_order_given(tmp_path):
 def sweep(folder: Path, gains=(0.03, 0.04, 0.01), **options) -> None:
     "A baseline and a strategy for each seed."
     for seed, gain in enumerate(gains):
-        write_run(folder / f"supervised-{seed}", f1=0.7 + 0.01 * seed, recipe="supervised", seed=seed, **options)
+        write_run(folder / f"supervised-{seed}", f1=0.7 + 0.01 * seed, strategy="supervised", seed=seed, **options)
         write_run(folder / f"naive-{seed}", f1=0.7 + 0.01 * seed + gain, seed=seed, **options)
 
 
@@ -183,7 +183,7 @@ def test_gains_are_paired_by_seed(tmp_path):
     assert row[["n", "positives", "unpaired"]].tolist() == [3, 3, 0]
 
 
-def test_gains_are_kept_apart_by_all_that_is_not_the_recipe(tmp_path):
+def test_gains_are_kept_apart_by_all_that_is_not_the_strategy(tmp_path):
     sweep(tmp_path / "low")
     sweep(tmp_path / "high", gains=(-0.01, -0.02), ratio=0.1)
     sweep(tmp_path / "other", gains=(0.2,), data="vnc")
@@ -194,7 +194,7 @@ def test_gains_are_kept_apart_by_all_that_is_not_the_recipe(tmp_path):
 
 
 def test_a_run_with_another_learning_rate_than_its_baseline_is_unpaired(tmp_path):
-    write_run(tmp_path / "supervised", recipe="supervised", rate=0.003)
+    write_run(tmp_path / "supervised", strategy="supervised", rate=0.003)
     write_run(tmp_path / "naive", rate=0.001)
     assert compare(tmp_path).gains()[["n", "unpaired"]].values.tolist() == [[0, 1]]
 
@@ -208,7 +208,7 @@ def test_a_run_with_other_images_than_its_baseline_is_unpaired(tmp_path):
 def test_a_copy_of_a_run_is_no_seed_and_a_finished_one_stands_for_both(tmp_path):
     sweep(tmp_path, gains=(0.03,))
     write_run(tmp_path / "naive-again", f1=0.9, rounds=1, finished=False) # newer, and still going on
-    write_run(tmp_path / "supervised-again", f1=0.1, rounds=1, recipe="supervised", finished=False)
+    write_run(tmp_path / "supervised-again", f1=0.1, rounds=1, strategy="supervised", finished=False)
     c = compare(tmp_path)
     assert [len(g.members) for g in c.groups] == [1, 1]
     assert np.isclose(c.gains()["mean"].item(), 0.03)
@@ -220,16 +220,16 @@ def test_a_gain_needs_both_scores(tmp_path):
     assert gains["n"].sum() == 1 and np.isclose(gains["mean"].dropna().item(), 0.05)
 
 
-def test_an_older_run_without_a_recipes_field_stays_in_its_group(tmp_path):
+def test_an_older_run_without_a_strategies_field_stays_in_its_group(tmp_path):
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1, views="weak") # a field that the first was written without
     assert [len(g.members) for g in compare(tmp_path).groups] == [2]
 
 
-def test_changed_recipes_of_one_name_are_groups_of_their_own(tmp_path):
+def test_changed_strategies_of_one_name_are_groups_of_their_own(tmp_path):
     for seed in range(2):
         for weight in (0.5, 1.0): write_run(tmp_path / f"{weight}-{seed}", seed=seed, weight=weight)
-        write_run(tmp_path / f"supervised-{seed}", recipe="supervised", seed=seed)
+        write_run(tmp_path / f"supervised-{seed}", strategy="supervised", seed=seed)
     assert [g.label for g in compare(tmp_path).groups] == ["supervised", "naive, student.weight 0.5", "naive, student.weight 1.0"]
 
 
@@ -277,7 +277,7 @@ def test_a_configuration_with_little_in_it_is_compared_all_the_same(tmp_path):
     write_run(tmp_path / "a")
     (write_run(tmp_path / "b") / "config.json").write_text("{}")
     c = compare(tmp_path)
-    assert set(c.table["recipe.name"].fillna("")) == {"naive", ""}
+    assert set(c.table["strategy.name"].fillna("")) == {"naive", ""}
     assert sorted(g.label.partition(",")[0] for g in c.groups) == ["naive", "unnamed"]
     assert repr(c) and c._repr_html_()
 
@@ -318,7 +318,7 @@ def test_nothing_is_written_where_one_only_looks(tmp_path):
 # What is shown
 
 def test_names_are_escaped_and_the_view_is_short(tmp_path):
-    for k in range(30): write_run(tmp_path / f"<b>run & {k}", seed=k, recipe="<script>alert(1)</script>" if k else "naive", data="<i>cells</i>")
+    for k in range(30): write_run(tmp_path / f"<b>run & {k}", seed=k, strategy="<script>alert(1)</script>" if k else "naive", data="<i>cells</i>")
     page = compare(tmp_path)._repr_html_()
     assert "<script" not in page and "<b>run" not in page and "<i>cells" not in page
     assert "&lt;b&gt;run &amp;" in page and "&lt;i&gt;cells" in page
@@ -344,7 +344,7 @@ def test_a_mean_is_over_the_seeds_that_have_got_there(tmp_path):
 
 
 def test_groups_differ_in_more_than_color_and_all_are_in_the_legend(tmp_path):
-    for k, recipe in enumerate(("supervised", "naive", "limited", "fixmatch")): write_run(tmp_path / recipe, recipe=recipe, f1=0.6 + 0.02 * k)
+    for k, strategy in enumerate(("supervised", "naive", "limited", "fixmatch")): write_run(tmp_path / strategy, strategy=strategy, f1=0.6 + 0.02 * k)
     c = compare(tmp_path)
     ax = plot_curves(c)
     lines = [l for l in ax.lines if not l.get_label().startswith("_")]
@@ -357,7 +357,7 @@ def test_groups_differ_in_more_than_color_and_all_are_in_the_legend(tmp_path):
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):
-    write_run(tmp_path / "a", recipe=r"$\bad{$ $x$", counts=[[1, 2, 3]])
+    write_run(tmp_path / "a", strategy=r"$\bad{$ $x$", counts=[[1, 2, 3]])
     c = compare(tmp_path)
     for plot in (plot_curves, plot_ratio, plot_precision_recall): plot(c).get_figure().canvas.draw()
     write_run(tmp_path / r"$\worse{$", counts=[[3, 2, 1]])
@@ -421,8 +421,8 @@ def test_images_are_matched_by_id_and_sorted_by_their_difference(tmp_path):
 
 def test_images_of_one_recording_are_drawn_together(tmp_path):
     from pseudolabel_nb.experiments.findings import compare_below, image_differences, image_sentence, paired_runs
-    for recipe, counts in (("supervised", [[8, 2, 2], [5, 5, 5], [6, 1, 3], [4, 3, 0]]), ("naive", [[8, 1, 2], [6, 5, 4], [6, 2, 3], [4, 4, 0]])):
-        folder = write_run(tmp_path / recipe, recipe=recipe, counts=counts)
+    for strategy, counts in (("supervised", [[8, 2, 2], [5, 5, 5], [6, 1, 3], [4, 3, 0]]), ("naive", [[8, 1, 2], [6, 5, 4], [6, 2, 3], [4, 4, 0]])):
+        folder = write_run(tmp_path / strategy, strategy=strategy, counts=counts)
         (folder / "test_groups.json").write_text(json.dumps(["r1", "r1", "r1", "r1"]))
     runs = compare_below(tmp_path)
     table = image_differences(runs, paired_runs(runs).query("strategy == 'naive'"))
@@ -443,10 +443,10 @@ def test_counts_that_do_not_fit_are_told(tmp_path, counts, said):
 # A thousand runs
 
 def test_a_thousand_runs_are_compared_in_a_moment(tmp_path):
-    recipes = ("supervised", "naive", "limited", "class_balanced", "curriculum")
+    strategies = ("supervised", "naive", "limited", "class_balanced", "curriculum")
     for k in range(1000):
-        recipe, seed = recipes[k % 5], k // 5
-        folder = write_run(tmp_path / f"{recipe}-{seed}", f1=0.6 + 0.0001 * k, recipe=recipe, seed=seed % 100, ratio=0.05 if seed < 100 else 0.1, finished=k % 10 != 9, rounds=1 if recipe == "supervised" else 4)
+        strategy, seed = strategies[k % 5], k // 5
+        folder = write_run(tmp_path / f"{strategy}-{seed}", f1=0.6 + 0.0001 * k, strategy=strategy, seed=seed % 100, ratio=0.05 if seed < 100 else 0.1, finished=k % 10 != 9, rounds=1 if strategy == "supervised" else 4)
         (folder / "checkpoints").mkdir()
     import pandas  # noqa: F401 its import is not what is measured
     import scipy.stats  # noqa: F401

@@ -31,9 +31,9 @@ def no_windows():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    "Five seeds of three recipes; naive is worse on every seed, class_balanced better."
+    "Five seeds of three strategies; naive is worse on every seed, class_balanced better."
     for seed in range(5):
-        for recipe, gain in (("supervised", 0), ("naive", -0.05), ("class_balanced", 0.04)): write_run(tmp_path / f"{recipe}-s{seed}", 0.6 + gain * (1 + 0.1 * seed), recipe=recipe, seed=seed)
+        for strategy, gain in (("supervised", 0), ("naive", -0.05), ("class_balanced", 0.04)): write_run(tmp_path / f"{strategy}-s{seed}", 0.6 + gain * (1 + 0.1 * seed), strategy=strategy, seed=seed)
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def test_a_state_needs_no_widgets(tmp_path):
 def test_it_says_what_compare_says(folder):
     state = ComparerState(folder)
     state.change(picked=tuple(f.name for f in state.facts))
-    gains, rows = paired(state.chosen), compare(folder).gains().set_index("recipe.name")
+    gains, rows = paired(state.chosen), compare(folder).gains().set_index("strategy.name")
     assert set(gains) == {"naive", "class_balanced"}
     for label, its in gains.items(): assert np.mean(its) == pytest.approx(rows.loc[label, "mean"]) and len(its) == rows.loc[label, "n"] == 5
     said = " ".join(state.sentences())
@@ -64,7 +64,7 @@ def test_runs_of_any_state_are_listed_and_nothing_is_written(folder):
     (folder / "bad").mkdir()
     for name in ("config.json", "split.json"): (folder / "bad" / name).write_text("{")
     (folder / "odd").mkdir()
-    for name, text in (("config.json", '{"recipe": 3}'), ("split.json", "{}"), ("rounds.jsonl", '{"round": 0}\n')): (folder / "odd" / name).write_text(text)
+    for name, text in (("config.json", '{"strategy": 3}'), ("split.json", "{}"), ("rounds.jsonl", '{"round": 0}\n')): (folder / "odd" / name).write_text(text)
     before = everything(folder)
     state = ComparerState(folder)
     assert len(state.facts) + len(state.reader.damaged) == len(find_runs(folder)) and str(folder / "bad") in state.reader.damaged
@@ -91,7 +91,7 @@ def test_only_what_was_written_is_read(folder):
 
 
 def test_newest_first_and_the_names_of_compare(folder):
-    write_run(folder / "again" / "naive-s0", recipe="naive", seed=9)
+    write_run(folder / "again" / "naive-s0", strategy="naive", seed=9)
     state = ComparerState(folder)
     assert state.facts[0].name == "again/naive-s0"
     assert [f.name for f in state.facts] == [f.name for f in compare(folder).facts] == run_names([str(f.run.folder) for f in state.facts])
@@ -168,9 +168,9 @@ def test_a_picture_is_drawn_once(folder, monkeypatch):
 def imaged(folder: Path, size: int = 64):
     "Data, and two runs that keep predictions of a watched image, one run without."
     data = micrographs(6, 2, 2, size=size)
-    for recipe, offset in (("naive", 0.0), ("class_balanced", 0.3)):
+    for strategy, offset in (("naive", 0.0), ("class_balanced", 0.3)):
         probs = lambda i, offset=offset: np.clip(data.train.mask(i)[None] * 0.7 + offset, 0, 1)
-        store([(data.train.ids[i], probs(i)) for i in (3, 4)], folder / f"{recipe}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+        store([(data.train.ids[i], probs(i)) for i in (3, 4)], folder / f"{strategy}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
     return data
 
 
@@ -234,7 +234,7 @@ def test_two_views_stay_in_step_and_close(folder):
 
 def test_names_are_escaped(tmp_path):
     from pseudolabel_nb.widgets.comparer import RunComparer
-    write_run(tmp_path / "<script>alert(1)", recipe="<img src=x>", error="<b>bad</b>", finished=False)
+    write_run(tmp_path / "<script>alert(1)", strategy="<img src=x>", error="<b>bad</b>", finished=False)
     view = RunComparer(tmp_path)
     view.state.pick_found()
     values = [w.value for w in (*view.cells, view.head, view.sentences, view.message, view.count)]
@@ -248,7 +248,7 @@ def test_watching_sees_what_is_written_and_stops(folder):
     before = view.state.reader.reads
     time.sleep(0.3)
     assert view.state.reader.reads == before and view.live.value
-    write_run(folder / "late", recipe="naive", seed=8, finished=False)
+    write_run(folder / "late", strategy="naive", seed=8, finished=False)
     end = time.monotonic() + 5
     while not view.count.value.startswith("16 runs") and time.monotonic() < end: time.sleep(0.05)
     assert view.count.value.startswith("16 runs") and view.ticks[0].description == "late"
@@ -281,7 +281,7 @@ def test_every_control_says_what_it_is_for(folder):
 
 def test_a_thousand_runs_are_listed_at_once(tmp_path):
     from pseudolabel_nb.widgets.comparer import RunComparer
-    for k in range(1000): write_run(tmp_path / f"run-{k:04}", 0.6, recipe=("supervised", "naive")[k % 2], seed=k, metrics=False)
+    for k in range(1000): write_run(tmp_path / f"run-{k:04}", 0.6, strategy=("supervised", "naive")[k % 2], seed=k, metrics=False)
     began = time.perf_counter()
     view = RunComparer(tmp_path)
     listed = time.perf_counter() - began
@@ -293,19 +293,19 @@ def test_a_thousand_runs_are_listed_at_once(tmp_path):
 
 
 def test_of_several_baseline_runs_the_newest_counts_everywhere(tmp_path):
-    for k, (name, recipe, f1) in enumerate((("old", "supervised", 0.40), ("new", "supervised", 0.58), ("tried", "naive", 0.60))):
-        for p in write_run(tmp_path / name, f1, recipe=recipe).iterdir(): os.utime(p, (1000 * (k + 1),) * 2)
+    for k, (name, strategy, f1) in enumerate((("old", "supervised", 0.40), ("new", "supervised", 0.58), ("tried", "naive", 0.60))):
+        for p in write_run(tmp_path / name, f1, strategy=strategy).iterdir(): os.utime(p, (1000 * (k + 1),) * 2)
     made = compare(tmp_path)
-    assert paired(made)["naive"] == pytest.approx([0.02]) and made.gains().set_index("recipe.name").loc["naive", "mean"] == pytest.approx(0.02)
+    assert paired(made)["naive"] == pytest.approx([0.02]) and made.gains().set_index("strategy.name").loc["naive", "mean"] == pytest.approx(0.02)
 
 
 def test_why_there_is_no_picture_is_said_as_long_as_there_is_none(tmp_path):
     from pseudolabel_nb.widgets.comparer import RunComparer
-    for recipe in ("supervised", "naive"): write_run(tmp_path / recipe, recipe=recipe, finished=False)
+    for strategy in ("supervised", "naive"): write_run(tmp_path / strategy, strategy=strategy, finished=False)
     view = RunComparer(tmp_path)
     view.state.pick_found()
     view.state.change(view="gain")
     assert "none of 2 runs has a score" in view.undrawn.value and not view.picture.value
-    for recipe in ("supervised", "naive"): (tmp_path / recipe / "result.json").write_text('{"f1": 0.7, "precision": 0.7, "recall": 0.7, "best_round": 3}')
+    for strategy in ("supervised", "naive"): (tmp_path / strategy / "result.json").write_text('{"f1": 0.7, "precision": 0.7, "recall": 0.7, "best_round": 3}')
     view.state.refresh()
     assert not view.undrawn.value and view.picture.value[1:4] == b"PNG"

@@ -15,17 +15,17 @@ from conftest import ROOT
 
 CHECKPOINT_EVERY = 5 # steps
 KINDS = ("step", "half a file", "half a line", "predicting", "os.rename", "other") # what a process can be killed in
-MOMENTS = 5 # a recipe
+MOMENTS = 5 # a strategy
 
 # ---- what runs in the processes
 
-def recipes() -> dict:
+def strategies() -> dict:
     "One of each kind: rounds, a teacher that labels at every step, an ensemble, and labels made anew every few steps."
-    from pseudolabel_nb.strategies.parts import Recipe, Student
-    from pseudolabel_nb.strategies.recipes import recipes as known
+    from pseudolabel_nb.strategies.parts import Strategy, Student
+    from pseudolabel_nb.strategies.strategies import strategies as known
     from pseudolabel_nb.strategies.threshold import ClassThresholds
     return dict(rounds=replace(known["class_balanced"], rounds=2), live=known["fixmatch"], members=replace(known["ensemble"], rounds=2),
-                labels_anew=Recipe("labels_anew", ClassThresholds(0.5, 0.5), refresh=4, student=Student(sampling="paired", ramp_up=0.5), rounds=2))
+                labels_anew=Strategy("labels_anew", ClassThresholds(0.5, 0.5), refresh=4, student=Student(sampling="paired", ramp_up=0.5), rounds=2))
 
 def discs(n: int, seed: int):
     "Noisy images of 72 × 72 px, each with a disc; what is said of one fills more than a buffer of a file."
@@ -58,7 +58,7 @@ def train(folder: Path, name: str, **settings):
     register()
     asked = dict(steps=24, batch_size=2, crop=32, network="forgetful", evaluations=3, checkpoint_every=CHECKPOINT_EVERY) | settings
     data = pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
-    return pnb.run(data, recipes()[name], folder, labeled_ratio=0.34, settings=pnb.Settings(**asked), device="cpu")
+    return pnb.run(data, strategies()[name], folder, labeled_ratio=0.34, settings=pnb.Settings(**asked), device="cpu")
 
 class Watch:
     "Counts the events of a run, writes one line for each, and ends the process at one of them."
@@ -120,7 +120,7 @@ def begin(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("OMP_NUM_THREADS", "1")
         server, logs = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("logs")
-        server.set_forkserver_preload([__name__, "torch._dynamo", "filelock", "safetensors.torch", "scipy.stats", "tqdm.auto", "pseudolabel_nb.training.rounds", "pseudolabel_nb.strategies.recipes"])
+        server.set_forkserver_preload([__name__, "torch._dynamo", "filelock", "safetensors.torch", "scipy.stats", "tqdm.auto", "pseudolabel_nb.training.rounds", "pseudolabel_nb.strategies.strategies"])
         def started(folder, name, at=None, end=signal.SIGKILL, **settings):
             process = server.Process(daemon=True, target=live, args=(Path(folder), name, log := logs / f"{time.monotonic_ns()}", at, end, settings))
             process.start()
@@ -139,7 +139,7 @@ def live_once(begin):
 
 @pytest.fixture(scope="module")
 def unbroken(live_once, tmp_path_factory):
-    "A run of each recipe that nobody interrupts: its folder and its events; made once."
+    "A run of each strategy that nobody interrupts: its folder and its events; made once."
     made = {}
     def run(name: str) -> tuple[Path, list[str]]:
         if name not in made:
@@ -172,7 +172,7 @@ def same(a: Path, b: Path) -> None:
 
 def moments(name: str, events: list[str]) -> list[int]:
     "Where to kill: at one event of each of five kinds in turn, chosen at random, but of the lines at the last, which is the record of the last round."
-    chance, kinds = random.Random(name), KINDS[:4] + KINDS[4 + list(recipes()).index(name) % 2:][:1]
+    chance, kinds = random.Random(name), KINDS[:4] + KINDS[4 + list(strategies()).index(name) % 2:][:1]
     found = {k: [n for n, e in enumerate(events, 1) if kind(e) == k] for k in kinds}
     return [n[-1] if k == "half a line" else chance.choice(n) for k, n in found.items()]
 

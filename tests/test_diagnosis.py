@@ -16,14 +16,14 @@ from pseudolabel_nb.diagnostics.ceiling import fit_curve
 from pseudolabel_nb.diagnostics.diagnosis import diagnose, examinations, examine, known_of
 from pseudolabel_nb.diagnostics.findings import Diagnosis, Finding, Remedy
 from pseudolabel_nb.diagnostics.gather import ask
-from pseudolabel_nb.diagnostics.known import Known
+from pseudolabel_nb.diagnostics.known import DiagnosisInputs
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.measures.calibration import calibrate, calibrations, expected_quality, promised, ratio_threshold, reliability, true_quality
 from pseudolabel_nb.measures.metrics import binary_histogram
 from pseudolabel_nb.measures.shift import agreement, estimate_shift
 from pseudolabel_nb.runs.run import open_run, teacher_of
 from pseudolabel_nb.strategies.parts import Rule, apply
-from pseudolabel_nb.strategies.recipes import recipe
+from pseudolabel_nb.strategies.strategies import strategy
 from pseudolabel_nb.training.rounds import finish, rounds, run
 from pseudolabel_nb.training.settings import Settings
 
@@ -61,17 +61,17 @@ def test_order_of_images_does_not_matter():
 def test_every_remedy_can_be_typed():
     for name in pathologies:
         for f in examine(constructed(name, 1)).findings:
-            if f.remedy: assert recipe(f.remedy.recipe, **f.remedy.changes).name == f.remedy.recipe
+            if f.remedy: assert strategy(f.remedy.strategy, **f.remedy.changes).name == f.remedy.strategy
     call = Remedy("limited", {"selector__ratio": 2.0, "student__start": "restart"}).call
-    assert eval(call, {"recipe": recipe}) == recipe("limited", selector__ratio=2.0, student__start="restart") # noqa: S307 our own text
+    assert eval(call, {"strategy": strategy}) == strategy("limited", selector__ratio=2.0, student__start="restart") # noqa: S307 our own text
 
 
 def test_mission_rules():
     "Under half: class-balanced; over twice: a higher threshold; 12 to 1: limited."
     remedy = lambda name, topic: next(f.remedy for f in examine(constructed(name, 0.5), only=QUICK).findings if f.topic == topic)
-    assert remedy("too few", "class ratio").recipe == "class_balanced"
+    assert remedy("too few", "class ratio").strategy == "class_balanced"
     assert remedy("too many", "class ratio").changes["selector__threshold"] > 0.7
-    assert remedy("diluted", "dilution").recipe == "limited"
+    assert remedy("diluted", "dilution").strategy == "limited"
 
 
 # ---- measures
@@ -139,7 +139,7 @@ def data():
 def finished(data, tmp_path_factory):
     "A run of a few steps, two rounds."
     s = Settings(steps=24, crop=64, evaluations=1, checkpoint_every=1000)
-    return run(data, recipe("limited", rounds=2, selector__threshold=0.5), tmp_path_factory.mktemp("runs") / "naive <b>&", labeled_ratio=0.25, settings=s, device="cpu")
+    return run(data, strategy("limited", rounds=2, selector__threshold=0.5), tmp_path_factory.mktemp("runs") / "naive <b>&", labeled_ratio=0.25, settings=s, device="cpu")
 
 
 def _fingerprint(folder):
@@ -255,7 +255,7 @@ def test_text_is_readable_and_sorted():
     d = Diagnosis((Finding("a", "ok", 1.0, "1", "Fine."), Finding("b", "severe", 2.0, "2", "Bad.", Remedy("limited"))), subject="x")
     assert d.worst == "severe" and str(d).index("Bad.") < str(d).index("Fine.") and max(map(len, str(d).splitlines())) <= 120
     assert Diagnosis(()).verdict == "Nothing could be examined." and set(examinations) >= set(QUICK)
-    assert examine(Known()).worst == "ok" and len(examine(Known()).left_out) == len(examinations) + 1
+    assert examine(DiagnosisInputs()).worst == "ok" and len(examine(DiagnosisInputs()).left_out) == len(examinations) + 1
 
 
 def test_command_on_a_run(finished, capsys, tmp_path):

@@ -9,7 +9,7 @@ from pseudolabel_nb.data.images import Data, from_arrays
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.measures.metrics import confusion, scores
 from pseudolabel_nb.strategies.parts import apply
-from pseudolabel_nb.strategies.recipes import recipe, recipes
+from pseudolabel_nb.strategies.strategies import strategy, strategies
 from pseudolabel_nb.strategies.threshold import PerClass
 from pseudolabel_nb.widgets.explorer import PseudoLabelExplorer
 from pseudolabel_nb.widgets.explorer_picture import Canvas, histogram_svg, snapshot_html, window_of
@@ -53,22 +53,22 @@ def test_figures_are_those_of_apply(tmp_path, classes, thresholds):
     assert vars(figures.validation) == pytest.approx(vars(scores(counts)), abs=0.02)
 
 
-@pytest.mark.parametrize("preset", [name for name, r in recipes.items() if r.selector is not None])
+@pytest.mark.parametrize("preset", [name for name, r in strategies.items() if r.selector is not None])
 def test_every_preset(tmp_path, preset):
     predictions, data, _ = made(tmp_path)
     state = ExplorerState(predictions, data, preset=preset)
-    assert state.recipe == recipe(preset)
+    assert state.strategy == strategy(preset)
     state.change(thresholds=(0.81, 0.63))
-    assert state.rule.thresholds == (0.81, 0.63) and state.recipe.teacher == recipe(preset).teacher and state.recipe.student == recipe(preset).student
+    assert state.rule.thresholds == (0.81, 0.63) and state.strategy.teacher == strategy(preset).teacher and state.strategy.student == strategy(preset).student
     state.reset()
-    assert state.recipe == recipe(preset)
+    assert state.strategy == strategy(preset)
 
 
-def test_recipe_of_several_classes(tmp_path):
+def test_strategy_of_several_classes(tmp_path):
     predictions, data, _ = made(tmp_path, 3)
     state = ExplorerState(predictions, data)
     state.change(thresholds=(0.9, 0.6, 0.7))
-    assert state.use().selector == PerClass((0.9, 0.6, 0.7)) and state.chosen == state.recipe
+    assert state.use().selector == PerClass((0.9, 0.6, 0.7)) and state.chosen == state.strategy
 
 
 def test_thresholds_in_one_click(tmp_path):
@@ -100,10 +100,10 @@ def test_order(tmp_path):
 def test_refused_changes_change_nothing(tmp_path):
     predictions, data, _ = made(tmp_path)
     state = ExplorerState(predictions, data)
-    before = state.settings, state.recipe, state.rule
+    before = state.settings, state.strategy, state.rule
     for wrong in (dict(thresholds=(0.5,)), dict(thresholds=(0.5, 1.5)), dict(image="nobody"), dict(preset="supervised"), dict(preset="naïve"), dict(zoom=0.5), dict(layers=("all",)), dict(center=(2, 0))):
         with pytest.raises(UserError): state.change(**wrong)
-        assert (state.settings, state.recipe, state.rule) == before
+        assert (state.settings, state.strategy, state.rule) == before
     for click in (state.at_best_f1,):
         with pytest.raises(UserError, match="validation"): click()
     with pytest.raises(UserError, match="predicted images"): ExplorerState(predictions, from_arrays([np.zeros((8, 8))], ids=["else"]))

@@ -68,7 +68,7 @@ def test_every_public_name_resolves(package, name):
 
 
 def test_there_are_public_names():
-    assert {"open_images", "recipe", "run", "diagnose_pseudo_labels"} <= {name for package, name in lazy_names() if package == "pseudolabel_nb"}
+    assert {"open_images", "strategy", "run", "diagnose_pseudo_labels"} <= {name for package, name in lazy_names() if package == "pseudolabel_nb"}
 
 
 def test_no_module_goes_around_the_layers_through_the_top_level():

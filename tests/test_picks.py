@@ -465,7 +465,7 @@ def test_one_bad_image_does_not_keep_the_others(run, folder, tmp_path, capsys):
     assert "a.tif" in said and "NaN" in said and "all others are done" in said
     assert len((tmp_path / "out/done.jsonl").read_text().splitlines()) == len([*folder.rglob("*.png")])
 
-@pytest.mark.parametrize("name, text, part", [("config.json", '{"model_type": "bert"}', "lacks recipe"), ("config.json", "[1]", "holds a list"), ("rounds.jsonl", b"\xff\n", "not JSON"), ("rounds.jsonl", "3\n", "a line is '3'"), ("environment.json", "[]", "holds a list")])
+@pytest.mark.parametrize("name, text, part", [("config.json", '{"model_type": "bert"}', "lacks strategy"), ("config.json", "[1]", "holds a list"), ("rounds.jsonl", b"\xff\n", "not JSON"), ("rounds.jsonl", "3\n", "a line is '3'"), ("environment.json", "[]", "holds a list")])
 def test_a_run_folder_that_is_damaged(run, folder, tmp_path, capsys, name, text, part):
     shutil.copytree(run.folder, tmp_path / "run")
     (tmp_path / "run" / name).write_bytes(text if isinstance(text, bytes) else text.encode())

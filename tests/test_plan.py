@@ -34,13 +34,13 @@ TINY = dict(ratios=[0.34], seeds=[0, 1], settings=pnb.Settings(steps=12, batch_s
 # ---- a sweep that is made up
 
 class MadeUp:
-    "Writes run folders in place of training: gains on validation and test by recipe, pseudo-label ratios, failures."
+    "Writes run folders in place of training: gains on validation and test by strategy, pseudo-label ratios, failures."
     def __init__(self, gains=None, test=None, relative=None, fails=(), base=0.6, minutes=0.0):
         self.gains, self.test, self.relative, self.fails, self.base, self.minutes, self.trained, self.clock = gains or {}, test or {}, relative or {}, set(fails), base, minutes, [], 0.0
 
-    def __call__(self, data, recipes, ratios, seeds, out, settings, learning_rates, device, say, executor, source):
+    def __call__(self, data, strategies, ratios, seeds, out, settings, learning_rates, device, say, executor, source):
         failed = {}
-        for r in [pnb.recipe("supervised"), *recipes]:
+        for r in [pnb.strategy("supervised"), *strategies]:
             for ratio in ratios:
                 for seed in seeds:
                     folder = run_folder(out, r.name, ratio, seed)
@@ -50,8 +50,8 @@ class MadeUp:
         return Sweep(Path(out), "", failed)
 
     def train(self, r, folder, ratio, seed, say):
-        run = begin_run(folder, dict(data="d", labeled_ratio=ratio, seed=seed, recipe=to_dict(r)), dict(labeled=["a"], val=["v", str(seed)], test=["t"]), "cpu")
-        noise = 0.01 * (seed % 2) # the same in all recipes, so that gains are exact
+        run = begin_run(folder, dict(data="d", labeled_ratio=ratio, seed=seed, strategy=to_dict(r)), dict(labeled=["a"], val=["v", str(seed)], test=["t"]), "cpu")
+        noise = 0.01 * (seed % 2) # the same in all strategies, so that gains are exact
         base = self.base(ratio) if callable(self.base) else self.base
         f1 = base + noise + self.gains.get(r.name, 0.0)
         more = dict(n_pseudo=2, ratio_pseudo=0.04 * self.relative.get(r.name, 1.0), kept=(90, 10)) if r.selector else {}
@@ -76,9 +76,9 @@ def planned(monkeypatch, tmp_path):
 def test_all_phases_in_order_and_the_supervised_result_where_nothing_helps(planned):
     made = MadeUp({"pu": -0.02, "limited": -0.001})
     plan = planned(made)
-    assert [s.recipe for s in plan.steps] == SIX and [s.phase for s in plan.steps] == [1, 1, 2, 2, 3, 3]
+    assert [s.strategy for s in plan.steps] == SIX and [s.phase for s in plan.steps] == [1, 1, 2, 2, 3, 3]
     assert (plan.stopped, plan.use, plan.runs) == ("phases", "supervised", 21)
-    assert plan.conclusion.startswith("Report the supervised result: of 6 recipes none") and "look elsewhere" in plan.reading
+    assert plan.conclusion.startswith("Report the supervised result: of 6 strategies none") and "look elsewhere" in plan.reading
     assert all(s.why.startswith("phase ") and "elsewhere" in s.why and "× a supervised" in s.why for s in plan.steps)
 
 
@@ -86,7 +86,7 @@ def test_the_goal_ends_it_and_is_read_from_validation(planned, tmp_path):
     made = MadeUp({"weighted": 0.035, "limited": 0.01}, test={"limited": 0.08, "weighted": 0.002})
     plan = planned(made)
     assert (plan.stopped, plan.use) == ("goal", "weighted")
-    assert [s.recipe for s in plan.tried] == ["weighted", "limited", "class_balanced"] # best on validation first; curriculum had no turn
+    assert [s.strategy for s in plan.tried] == ["weighted", "limited", "class_balanced"] # best on validation first; curriculum had no turn
     assert plan.best.validation.interval.mean == pytest.approx(0.035) and plan.best.test.interval.mean == pytest.approx(0.002)
     assert "+3 is reached" in plan.conclusion and plan.pending == ("curriculum", "pu", "mean_teacher")
     assert planned(MadeUp({"limited": 0.0299}), tmp_path / "b", phases=[["limited"]]).stopped == "phases"
@@ -110,10 +110,10 @@ def test_the_budget_of_runs_is_kept_to_the_run(planned, tmp_path):
 
 
 def test_minutes_are_kept_over_calls(planned, tmp_path):
-    "A supervised run takes a minute here, and so does one of each recipe."
+    "A supervised run takes a minute here, and so does one of each strategy."
     made = MadeUp(minutes=1.0)
     plan = planned(made, minutes=9)
-    assert (plan.stopped, [s.recipe for s in plan.tried], plan.minutes) == ("minutes", ["limited"], 6.0) # three more would take 3 × 1.5 minutes by what is known
+    assert (plan.stopped, [s.strategy for s in plan.tried], plan.minutes) == ("minutes", ["limited"], 6.0) # three more would take 3 × 1.5 minutes by what is known
     again = MadeUp(minutes=1.0)
     assert planned(again, minutes=9).minutes == 6.0 and not again.trained
     more = planned(MadeUp(minutes=1.0), minutes=100)
@@ -127,7 +127,7 @@ def test_what_takes_longer_than_it_should_is_stopped_and_goes_on(planned, tmp_pa
     slow = MadeUp(minutes=4.0)
     plan = planned(slow, minutes=9, phases=[["class_balanced"]])
     assert (plan.stopped, plan.steps[0].state, slow.trained) == ("minutes", "begun", ["class_balanced-r0.1-s0"]) # the second run was under way
-    assert "no recipe was tried to its end" in plan.conclusion and "not finished" in str(plan)
+    assert "no strategy was tried to its end" in plan.conclusion and "not finished" in str(plan)
     rest = MadeUp(minutes=1.0)
     assert planned(rest, minutes=99, phases=[["class_balanced", "limited"]]).stopped == "phases"
     assert rest.trained == ["class_balanced-r0.1-s1", "class_balanced-r0.1-s2", *(f"limited-r0.1-s{k}" for k in range(3))] # what was begun goes on first
@@ -143,32 +143,32 @@ def test_nothing_is_repeated_and_reasons_stay(planned, tmp_path):
 
 
 def test_a_finished_sweep_counts_and_costs_nothing(planned, tmp_path):
-    MadeUp({"class_balanced": 0.01})(None, [pnb.recipe("class_balanced")], [0.1], [0, 1, 2], tmp_path / "plan", None, [1e-3], "cpu", print, None, None)
+    MadeUp({"class_balanced": 0.01})(None, [pnb.strategy("class_balanced")], [0.1], [0, 1, 2], tmp_path / "plan", None, [1e-3], "cpu", print, None, None)
     made = MadeUp()
     plan = planned(made, max_runs=3)
-    assert (plan.runs, [s.recipe for s in plan.steps], made.trained) == (3, ["class_balanced", "limited"], [f"limited-r0.1-s{k}" for k in range(3)])
-    assert next(s for s in plan.steps if s.recipe == "class_balanced").why == "was finished before the plan"
+    assert (plan.runs, [s.strategy for s in plan.steps], made.trained) == (3, ["class_balanced", "limited"], [f"limited-r0.1-s{k}" for k in range(3)])
+    assert next(s for s in plan.steps if s.strategy == "class_balanced").why == "was finished before the plan"
     assert planned(MadeUp(), max_runs=3).runs == 3 # the second call remembers what was there before the first
 
 
-def test_a_recipe_that_fails_is_noted_and_tried_again_by_the_next_call(planned):
+def test_a_strategy_that_fails_is_noted_and_tried_again_by_the_next_call(planned):
     made = MadeUp(fails=["limited"])
     plan = planned(made, phases=[["limited", "class_balanced"]])
-    assert [(s.recipe, s.state, s.error) for s in plan.steps] == [("limited", "failed", "KeyError: 'mito'"), ("class_balanced", "tried", "")]
+    assert [(s.strategy, s.state, s.error) for s in plan.steps] == [("limited", "failed", "KeyError: 'mito'"), ("class_balanced", "tried", "")]
     assert plan.stopped == "phases" and "limited was not run" in plan.reading
     assert [s.state for s in planned(MadeUp(), phases=[["limited", "class_balanced"]]).steps] == ["tried", "tried"]
 
 
 def test_without_a_baseline_there_is_no_plan(planned):
     with pytest.raises(UserError, match=r"supervised-r0.1-s0: KeyError: 'mito'.*the same call"): planned(MadeUp(fails=["supervised"]))
-    assert planned(MadeUp(fails=SIX)).conclusion == "Report the supervised result: no recipe was tried to its end (every recipe of the plan had its turn)."
+    assert planned(MadeUp(fails=SIX)).conclusion == "Report the supervised result: no strategy was tried to its end (every strategy of the plan had its turn)."
 
 
 def test_findings_change_the_order(planned, tmp_path):
     "By what they brought elsewhere weighted comes before curriculum, and limited before class_balanced."
     usual = planned(MadeUp(), phases=[["naive"], ["limited", "class_balanced"]])
     starved = planned(MadeUp(relative={"naive": 0.05}), tmp_path / "b", phases=[["naive"], ["limited", "class_balanced"]])
-    assert [s.recipe for s in usual.steps] == ["naive", "limited", "class_balanced"] and [s.recipe for s in starved.steps] == ["naive", "class_balanced", "limited"]
+    assert [s.strategy for s in usual.steps] == ["naive", "limited", "class_balanced"] and [s.strategy for s in starved.steps] == ["naive", "class_balanced", "limited"]
     assert "class ratio 0.05 ×" in starved.steps[1].why
 
 
@@ -190,10 +190,10 @@ def test_luck_and_single_runs_are_called_so(planned, tmp_path):
 
 
 def small(out: Path, **more):
-    "A plan over two recipes of two rounds, on tiny images."
+    "A plan over two strategies of two rounds, on tiny images."
     torch.set_num_threads(1)
     data = pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
-    phases = [[pnb.recipe("class_balanced", rounds=2)], [pnb.recipe("weighted", rounds=2)]]
+    phases = [[pnb.strategy("class_balanced", rounds=2)], [pnb.strategy("weighted", rounds=2)]]
     return action_plan(data, out, **{**TINY, **dict(goal=90, phases=phases, say=lambda line: None), **more})
 
 
@@ -225,7 +225,7 @@ def test_killed_and_resumed(whole, tmp_path):
     assert table(tmp_path) == table(whole) and plan.stopped == "phases" and plan.runs == 8
     same = lambda out: {k: v for k, v in read_json(out / "plan.json").items() if k != "minutes"}
     assert same(tmp_path) == same(whole)
-    assert [s["recipe"] for s in same(whole)["steps"]] == ["class_balanced", "weighted"] and "## What was tried" in (whole / "plan.md").read_text()
+    assert [s["strategy"] for s in same(whole)["steps"]] == ["class_balanced", "weighted"] and "## What was tried" in (whole / "plan.md").read_text()
 
 
 def test_time_runs_out_between_two_rounds(whole, tmp_path, monkeypatch):
@@ -281,6 +281,6 @@ def test_the_command(folder, tmp_path, capsys):
     assert "next: limited (phase 1" in said and "Report the supervised result" in said and "Quick test: limited brought" in said and "Spent: 2 runs of 2" in said and str(tmp_path / "out/plan.md") in said
     assert plan(argv) == 0
     found = json.loads((tmp_path / "out/plan.json").read_text())
-    assert [s["recipe"] for s in found["steps"]] == ["limited", "class_balanced"] and found["stopped"] == "phases" and found["runs"] == 3
+    assert [s["strategy"] for s in found["steps"]] == ["limited", "class_balanced"] and found["stopped"] == "phases" and found["runs"] == 3
     assert plan([*argv, "--phase", "supervised"]) == 2
     assert "leave it out" in capsys.readouterr().err

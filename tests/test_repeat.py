@@ -18,7 +18,7 @@ from pseudolabel_nb.training.rounds import adopt_teacher, first_training
 from pseudolabel_nb.training.task import begin
 
 SETTINGS = pnb.Settings(steps=12, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=1, checkpoint_every=4)
-RECIPE = pnb.recipe("class_balanced", rounds=1)
+STRATEGY = pnb.strategy("class_balanced", rounds=1)
 
 
 def arrays(n: int, seed: int) -> list:
@@ -39,7 +39,7 @@ def made(change=lambda splits: None, **more) -> pnb.Data:
 
 
 def run(folder, data=None, **more) -> pnb.Run:
-    return pnb.run(data or made(), RECIPE, folder, **dict(dict(labeled_ratio=0.25, settings=SETTINGS, device="cpu"), **more))
+    return pnb.run(data or made(), STRATEGY, folder, **dict(dict(labeled_ratio=0.25, settings=SETTINGS, device="cpu"), **more))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,14 +123,14 @@ def test_a_run_from_before_fingerprints_goes_on(copy, first):
 
 
 def test_a_folder_in_which_nothing_was_trained_takes_other_images(tmp_path):
-    begin(made(), RECIPE, tmp_path, 0.25)
-    other = begin(made(at("val", 0, 1)), RECIPE, tmp_path, 0.25)
+    begin(made(), STRATEGY, tmp_path, 0.25)
+    other = begin(made(at("val", 0, 1)), STRATEGY, tmp_path, 0.25)
     assert other.config["fingerprint"] == fingerprints(made(at("val", 0, 1)), other.split["labeled"])
 
 
 def test_a_teacher_of_other_images_is_not_adopted(first, tmp_path):
-    with pytest.raises(UserError, match="starts differently"): adopt_teacher(begin(made(at("val", 0, 1)), RECIPE, tmp_path / "a", 0.25, settings=SETTINGS), first)
-    same = begin(made(), RECIPE, tmp_path / "b", 0.25, settings=SETTINGS)
+    with pytest.raises(UserError, match="starts differently"): adopt_teacher(begin(made(at("val", 0, 1)), STRATEGY, tmp_path / "a", 0.25, settings=SETTINGS), first)
+    same = begin(made(), STRATEGY, tmp_path / "b", 0.25, settings=SETTINGS)
     assert first_training(same.config) == first_training(first.config)
     adopt_teacher(same, first)
     assert same.records() == first.records()[:1]

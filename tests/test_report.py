@@ -22,7 +22,7 @@ from pseudolabel_nb.core import UserError, write_json, write_text
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.experiments import report
 from pseudolabel_nb.experiments.report import write_report
-from pseudolabel_nb.strategies.recipes import recipes
+from pseudolabel_nb.strategies.strategies import strategies
 
 WICKED = "<script>alert('$\\frac$')</script>&amp;\"**"
 SETTINGS = pnb.Settings(steps=8, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=2)
@@ -35,12 +35,12 @@ def noise(n: int, seed: int) -> pnb.ImageSet:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    "Two recipes, one of them with a wicked name, over two seeds; one that failed, one that was only begun, one that is damaged, and one of a tuning."
+    "Two strategies, one of them with a wicked name, over two seeds; one that failed, one that was only begun, one that is damaged, and one of a tuning."
     folder = tmp_path_factory.mktemp("sweep <i>")
     data = pnb.Data("noise", noise(8, 0), noise(4, 1), noise(5, 2))
     for seed in (0, 1):
-        for k, recipe in enumerate((recipes["supervised"], replace(recipes["naive"], name=WICKED, rounds=1, about=""))):
-            pnb.run(data, recipe, folder / "runs" / f"{k}-s{seed}", labeled_ratio=0.5, seed=seed, settings=SETTINGS, device="cpu")
+        for k, strategy in enumerate((strategies["supervised"], replace(strategies["naive"], name=WICKED, rounds=1, about=""))):
+            pnb.run(data, strategy, folder / "runs" / f"{k}-s{seed}", labeled_ratio=0.5, seed=seed, settings=SETTINGS, device="cpu")
     pnb.begin(data, "limited", folder / "runs" / "begun", 0.5, 0, SETTINGS, "cpu")
     pnb.begin(data, "limited", folder / "tuning" / "not-counted", 0.5, 0, replace(SETTINGS, learning_rate=0.1), "cpu")
     shutil.copytree(folder / "runs" / "0-s0", folder / "runs" / "died")
@@ -192,7 +192,7 @@ def test_a_browser_shows_it(page, browser, width, scheme):
     shown.goto(page.as_uri())
     assert shown.evaluate("document.documentElement.scrollWidth") <= width # tables scroll, the page does not
     assert shown.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
-    ground, ink = (sum(map(int, re.findall(r"\d+", shown.evaluate(f"getComputedStyle(document.body).{what}")))) for what in ("backgroundColor", "color"))
+    ground, COLORS = (sum(map(int, re.findall(r"\d+", shown.evaluate(f"getComputedStyle(document.body).{what}")))) for what in ("backgroundColor", "color"))
     shown.close()
     assert not wrong and [u for u in asked if not u.startswith("data:")] == [page.as_uri()]
-    assert (ground > ink) == (scheme == "light") and abs(ground - ink) > 450
+    assert (ground > COLORS) == (scheme == "light") and abs(ground - COLORS) > 450

@@ -27,7 +27,7 @@ OPPOSITE = {"helps": "hurts", "seems to help": "seems to hurt", "hurts": "helps"
 
 @st.composite
 def tables(draw, least=2, most=5):
-    "Gains of some recipes over the same seeds."
+    "Gains of some strategies over the same seeds."
     n, names = draw(st.integers(least, most)), draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
     return {name: [draw(small) / 1024 for _ in range(n)] for name in names}
 
@@ -247,7 +247,7 @@ def test_a_ranking_does_not_depend_on_the_order_of_seeds(table, random):
 
 @quick
 @given(tables(), st.floats(-1, 1))
-def test_what_all_recipes_share_does_not_move_their_ranks(table, shift):
+def test_what_all_strategies_share_does_not_move_their_ranks(table, shift):
     "A seed that is easy for all: ranks are about differences within seeds."
     moved = rank({name: [g + shift * (i + 1) for i, g in enumerate(values)] for name, values in table.items()}, draws=50)
     ranks = {r.name: (r.first, r.last) for r in rank(table, draws=50).rows}

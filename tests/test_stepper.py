@@ -23,14 +23,14 @@ from pseudolabel_nb.widgets.stepper_state import StepperState
 
 # ---- a run whose rounds take no time
 
-RECIPE = dict(kind="Recipe", name="curriculum", selector=dict(kind="Threshold", threshold=0.7), schedule=dict(kind="Moving", field="threshold", start=0.9, stop=0.6, shape="linear"),
+STRATEGY = dict(kind="Strategy", name="curriculum", selector=dict(kind="Threshold", threshold=0.7), schedule=dict(kind="Moving", field="threshold", start=0.9, stop=0.6, shape="linear"),
               teacher=dict(kind="Teacher"), refresh="round", student=dict(kind="Student", weight=1.0, loss="", sampling="pooled"), rounds=3, prior=None, about="")
 STEPS = 30 # a round pretends to have
 
 
-def begun(folder: Path, **recipe) -> Run:
+def begun(folder: Path, **strategy) -> Run:
     folder.mkdir(parents=True)
-    write_json(folder / "config.json", dict(data="d", classes=["background", "<b>particle"], seed=0, labeled_ratio=0.2, recipe=RECIPE | recipe, settings=dict(kind="Settings", steps=120, gate=0.75)))
+    write_json(folder / "config.json", dict(data="d", classes=["background", "<b>particle"], seed=0, labeled_ratio=0.2, strategy=STRATEGY | strategy, settings=dict(kind="Settings", steps=120, gate=0.75)))
     write_json(folder / "split.json", dict(labeled=["a"], val=["b"], test=["c"]))
     write_json(folder / "environment.json", dict(device="cpu"))
     return Run(folder)
@@ -43,7 +43,7 @@ class Fake:
 
     def __call__(self, run: Run):
         self.made += 1
-        for number in range(len(run.records()), run.config["recipe"]["rounds"] + 1):
+        for number in range(len(run.records()), run.config["strategy"]["rounds"] + 1):
             for k in progress(range(STEPS), desc=f"round {number}"):
                 stop_if_asked()
                 if k == 10 and number == 2 and not self.hold.is_set():
@@ -233,7 +233,7 @@ def test_a_branch_is_a_run_of_its_own(tmp_path, fake):
     state.change(round=1)
     first = state.branch({"schedule.stop": 0.5, "student.weight": 0.5, "rounds": 4})
     assert (first.name, first.origin["name"], first.origin["round"], len(first.records()), state.round) == ("r-after-1", "r", 1, 2, 1)
-    assert first.config["recipe"]["schedule"]["stop"] == 0.5 and first.config["recipe"]["student"]["weight"] == 0.5 and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve()
+    assert first.config["strategy"]["schedule"]["stop"] == 0.5 and first.config["strategy"]["student"]["weight"] == 0.5 and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve()
     state.run_all(wait=True)
     assert len(first.records()) == 5 and len(Run(tmp_path / "r").records()) == 4
     state.open(state.runs[0])
@@ -241,7 +241,7 @@ def test_a_branch_is_a_run_of_its_own(tmp_path, fake):
     assert state.branch({}).name == "r-after-1-2" and state.branch({}).name == "r-after-1-2-after-1" and len(state.runs) == 4
     assert "branched from r after round 1" in repr(first) and "branched from" in first._repr_html_()
     facts = {f.name: f for f in compare(tmp_path).facts}
-    assert len(facts) == 4 and facts["r-after-1"].config["recipe.branched"] == "r, round 1" and len({f.recipe for f in facts.values()}) == 3
+    assert len(facts) == 4 and facts["r-after-1"].config["strategy.branched"] == "r, round 1" and len({f.strategy for f in facts.values()}) == 3
     (tmp_path / "r-after-1" / "checkpoints" / "round-0.safetensors").unlink() # removing one folder's file leaves the other's
     assert (tmp_path / "r" / "checkpoints" / "round-0.safetensors").read_bytes() == b"\0"
 
@@ -270,7 +270,7 @@ def tiny():
 
 def begin_tiny(data, folder: Path) -> Run:
     import pseudolabel_nb as pnb
-    return pnb.begin(data, pnb.recipe("curriculum", rounds=2), folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
+    return pnb.begin(data, pnb.strategy("curriculum", rounds=2), folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -358,13 +358,13 @@ def test_a_branch_is_trained_listed_and_scored(tiny, undisturbed, tmp_path):
     assert pnb.begin(tiny, read_back(new), new.folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu").records() == new.records() # begun again, it is gone on with
     table = read_results(tmp_path)
     assert sorted(table["strategy"]) == ["curriculum", "curriculum-after-1", "supervised"] and base.result
-    gains = compare(runs).gains().set_index("recipe.name")
+    gains = compare(runs).gains().set_index("strategy.name")
     assert set(gains.index) == {"curriculum", "curriculum-after-1"} and (gains["n"] == 1).all()
 
 
 def read_back(run: Run):
-    from pseudolabel_nb.strategies.recipes import read_recipe
-    return read_recipe(run.folder / "config.json")
+    from pseudolabel_nb.strategies.strategies import read_strategy
+    return read_strategy(run.folder / "config.json")
 
 
 def test_what_came_and_went_is_counted(tiny, undisturbed):
@@ -511,7 +511,7 @@ def test_origin_is_read_by_everybody(tmp_path, fake):
     run = begun(tmp_path / "r")
     for _ in zip(range(2), fake(run)): pass
     new = branch(run, 1, tmp_path / "n", {"schedule.stop": 0.5})
-    assert read_json(new.folder / "branch.json")["changes"] == {"schedule.stop": 0.5} and run.origin is None and "0.5" in new.config["recipe"]["about"]
+    assert read_json(new.folder / "branch.json")["changes"] == {"schedule.stop": 0.5} and run.origin is None and "0.5" in new.config["strategy"]["about"]
 
 
 def test_an_image_that_a_round_did_not_take_is_kept_nothing_of(tmp_path):

@@ -105,11 +105,11 @@ def test_a_run_and_its_row(tool, tiny):
     assert tool.do(cells[0], tiny, tiny / "work", "cpu") == first and (folders[0] / "rounds.jsonl").read_bytes() == before
 
 
-def test_arms_are_recipes_that_can_run(tool):
+def test_arms_are_strategies_that_can_run(tool):
     "Every arm's changes and settings fit, before hours are spent."
-    from pseudolabel_nb.strategies.recipes import changed
+    from pseudolabel_nb.strategies.strategies import changed
     for name, arm in tool.ARMS.items():
-        made = changed(pnb.recipe(arm.recipe), arm.changes)
+        made = changed(pnb.strategy(arm.strategy), arm.changes)
         settings = pnb.Settings(**tool.BASE | arm.settings)
         assert (made.rounds >= 1 or made.selector is None) and settings.steps and arm.steps > 0, name
 

@@ -27,7 +27,7 @@ from pseudolabel_nb.experiments import sweep as module
 from pseudolabel_nb.experiments.clusters import dask_cluster, processes
 from pseudolabel_nb.experiments.sweep import sweep
 from pseudolabel_nb.runs.run import Run, locked
-from pseudolabel_nb.strategies.parts import Recipe
+from pseudolabel_nb.strategies.parts import Strategy
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = pnb.Settings(steps=16, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=1, checkpoint_every=5)
@@ -68,9 +68,9 @@ def mine(tmp_path, monkeypatch):
     del sys.modules["my_selectors"]
 
 
-def quick(out: Path, recipes=("naive", "limited"), ratios=(0.34, 0.5), seeds=(0, 1), rates=(1e-3, 3e-3), **more):
+def quick(out: Path, strategies=("naive", "limited"), ratios=(0.34, 0.5), seeds=(0, 1), rates=(1e-3, 3e-3), **more):
     "A sweep of tiny runs."
-    chosen = [pnb.recipe(r, rounds=2) if isinstance(r, str) else r for r in recipes]
+    chosen = [pnb.strategy(r, rounds=2) if isinstance(r, str) else r for r in strategies]
     return sweep(data(), chosen, ratios, seeds, out, SETTINGS, rates, "cpu", more.pop("say", lambda line: None), **more)
 
 
@@ -131,16 +131,16 @@ def test_what_the_first_teacher_predicts_is_shared(tmp_path):
     "One store under several names where nothing else labeled since; nothing is left aside, and nothing of the user's is taken."
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "notes.txt").write_text("mine")
-    recipes = [pnb.recipe("naive", rounds=1), pnb.recipe("limited", rounds=1), pnb.recipe("naive", name="flipped", rounds=1, teacher__flips=True)]
-    quick(tmp_path, recipes, [0.34], [0], [3e-3])
-    naive, limited, flipped = (tmp_path / f"runs/{r.name}-r0.34-s0/predictions/round-1/probs.u16" for r in recipes)
+    strategies = [pnb.strategy("naive", rounds=1), pnb.strategy("limited", rounds=1), pnb.strategy("naive", name="flipped", rounds=1, teacher__flips=True)]
+    quick(tmp_path, strategies, [0.34], [0], [3e-3])
+    naive, limited, flipped = (tmp_path / f"runs/{r.name}-r0.34-s0/predictions/round-1/probs.u16" for r in strategies)
     assert naive.samefile(limited) and not naive.samefile(flipped) and naive.read_bytes() != flipped.read_bytes()
     assert (tmp_path / "shared" / "notes.txt").read_text() == "mine" and not [*tmp_path.glob(".pseudolabel*")]
 
 
 def test_steps_left(tmp_path):
     "What the progress bar counts: each first teacher once, and nothing that is on disk."
-    methods = [pnb.recipe(n, rounds=1) for n in ("naive", "limited")]
+    methods = [pnb.strategy(n, rounds=1) for n in ("naive", "limited")]
     plan = module._jobs(tmp_path, methods, [0.34], [0], SETTINGS, [3e-3])
     assert list(module._steps_left(plan).values()) == [16, 8]
     sweep(data(), methods[:1], [0.34], [0], tmp_path, SETTINGS, [3e-3], "cpu", lambda line: None)
@@ -162,17 +162,17 @@ def test_data_travels():
 
 @pytest.mark.parametrize("how", ["fails", "dies"])
 def test_a_failed_run_is_written_down_and_the_others_go_on(how, mine, alone, tmp_path):
-    recipes = "naive", Recipe("mine", mine.Mine(how, str(tmp_path / "calm")), rounds=2), "limited"
+    strategies = "naive", Strategy("mine", mine.Mine(how, str(tmp_path / "calm")), rounds=2), "limited"
     said, out, some = [], tmp_path / "out", dict(ratios=[0.34], rates=[read_rate(alone)])
     expected = [line for line in table(alone) if b",0.5," not in line]
-    with processes(2) as workers: done = quick(out, recipes, **some, executor=workers, say=said.append)
+    with processes(2) as workers: done = quick(out, strategies, **some, executor=workers, say=said.append)
     assert sorted(done.failed) == ["mine-r0.34-s0", "mine-r0.34-s1"]
     for name, line in done.failed.items():
         assert ("KeyError: 'mito'" if how == "fails" else "SIGKILL") in line and "\n" not in line and f"{name} failed: {line}" in said and line in str(done)
         assert Run(out / "runs" / name).status == "failed" and Run(out / "runs" / name).error["error"] == line
     assert table(out) == expected
     (tmp_path / "calm").touch()
-    done = quick(out, recipes, **some)
+    done = quick(out, strategies, **some)
     assert done.failed == {} and not list(out.rglob("error.json")) and set(expected) < set(table(out))
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_stops_all(tmp_path, monkeypatch):
 
 def test_a_sweep_that_is_gone_ends_its_runs(tmp_path):
     "A run on another machine cannot be killed from here: it looks whether its sweep is still there."
-    job = module._jobs(tmp_path, [pnb.recipe("naive")], [0.34], [0], SETTINGS, [3e-3])[0]
+    job = module._jobs(tmp_path, [pnb.strategy("naive")], [0.34], [0], SETTINGS, [3e-3])[0]
     with module._signed(tmp_path, jobs.Common(data(), "cpu"), True) as common: assert not common.called_off()
     assert common.called_off() and jobs.work(common, job) is None
     assert len(Run(job.folder).records()) == 1 and Run(job.folder).result is None
@@ -313,7 +313,7 @@ def test_stopped_in_the_middle(how, unbroken, tmp_path):
 
 def test_exit_code_and_a_plugin_in_the_workers(tmp_path):
     folder(tmp_path / "d")
-    (tmp_path / "my_plugin.py").write_text(MINE.replace("import Rule", "import Recipe, Rule") + "from pseudolabel_nb.strategies.recipes import register_strategy\nregister_strategy('mine', selector__how='fails')(Mine)\n")
+    (tmp_path / "my_plugin.py").write_text(MINE.replace("import Rule", "import Strategy, Rule") + "from pseudolabel_nb.strategies.strategies import register_strategy\nregister_strategy('mine', selector__how='fails')(Mine)\n")
     argv = "--config", config(tmp_path, strategy=["naive", "mine"], seeds=[0]), "--plugin", tmp_path / "my_plugin.py", "--workers", 2, "--output-dir", tmp_path / "out"
     code, said, err = ended(*argv)
     assert code == 1 and err.splitlines()[0] == "failed: mine-r0.5-s0: KeyError: 'mito'" and "1 runs have failed" not in err and len(err.splitlines()) == 2

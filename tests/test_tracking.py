@@ -14,7 +14,7 @@ from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.runs import tracking
 from pseudolabel_nb.runs.run import RoundRecord, begin_run
 from pseudolabel_nb.runs.tracking import run_scalars, to_mlflow, to_tensorboard
-from pseudolabel_nb.strategies.recipes import recipes
+from pseudolabel_nb.strategies.strategies import strategies
 
 SETTINGS = pnb.Settings(steps=8, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=2)
 
@@ -27,13 +27,13 @@ def noise(n: int, seed: int) -> pnb.ImageSet:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder, data = tmp_path_factory.mktemp("a sweep"), pnb.Data("noise", noise(8, 0), noise(4, 1), noise(4, 2))
-    for name in ("supervised", "naive"): pnb.run(data, replace(recipes[name], rounds=1) if name == "naive" else name, folder / "runs" / name, labeled_ratio=0.5, settings=SETTINGS, device="cpu")
+    for name in ("supervised", "naive"): pnb.run(data, replace(strategies[name], rounds=1) if name == "naive" else name, folder / "runs" / name, labeled_ratio=0.5, settings=SETTINGS, device="cpu")
     return folder
 
 
 def odd(folder: Path) -> pnb.Run:
-    "A run with class names, a recipe name and numbers that need care."
-    config = dict(classes=["a/b", "c'\n<d>"], seed=0, recipe=dict(name="x' OR 1=1 --", about="é" * 9000, nothing=None, list=[1, 2]))
+    "A run with class names, a strategy name and numbers that need care."
+    config = dict(classes=["a/b", "c'\n<d>"], seed=0, strategy=dict(name="x' OR 1=1 --", about="é" * 9000, nothing=None, list=[1, 2]))
     run = begin_run(folder, config, dict(test=["t"]), "cpu")
     append_jsonl(folder / "metrics.jsonl", dict(round=0, member=0, step=5, loss=math.nan, f1=0.1, precision=None))
     for r in range(2): run.add_record(RoundRecord(r, 10, 0.5, 0.5, 0.5, 0.5, True, "", 3.0, 0.04, ratio_pseudo=0.1 if r else None, thresholds=(0.8, 0.6), kept=(9, 1), gain=math.inf if r else None))
@@ -110,7 +110,7 @@ def test_mlflow_reads_what_was_written_once(runs, mlflow_store):
 
 def test_a_run_that_goes_on_is_followed(tmp_path, read_tensorboard, mlflow_store):
     store, client = mlflow_store
-    run, seen = begin_run(tmp_path / "r", dict(recipe=dict(name="x")), dict(test=["t"]), "cpu"), []
+    run, seen = begin_run(tmp_path / "r", dict(strategy=dict(name="x")), dict(test=["t"]), "cpu"), []
     for r in range(3):
         append_jsonl(run.folder / "metrics.jsonl", dict(round=r, member=0, step=10, loss=0.5, f1=0.5 + r / 10))
         if r == 1: append_jsonl(run.folder / "metrics.jsonl", dict(round=0, member=0, step=10, loss=0.5, f1=0.5)) # computed twice after an interruption
@@ -137,7 +137,7 @@ def test_odd_names_and_numbers(tmp_path, read_tensorboard, mlflow_store):
     assert read_tensorboard(tmp_path / "logs" / run.name).keys() == wanted.keys()
     assert to_mlflow(run, store) == len(wanted) and to_mlflow(run, store) == 0
     (logged,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
-    assert logged.info.run_name == run.name and logged.data.params["recipe.name"] == "x' OR 1=1 --"
+    assert logged.info.run_name == run.name and logged.data.params["strategy.name"] == "x' OR 1=1 --"
 
 
 def test_nothing_is_written_into_the_runs(runs, tmp_path, mlflow_store):

@@ -86,7 +86,7 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
     "`training.loop.train` on some labeled images, and the same number of plain steps."
     import torch
 
-    from pseudolabel_nb.data.loading import Windows, batch_at
+    from pseudolabel_nb.data.loading import CropSampler, batch_at
     from pseudolabel_nb.models.networks import build_network, networks
     from pseudolabel_nb.training.augmentation import augmentation
     from pseudolabel_nb.training.loop import Phase, train
@@ -94,7 +94,7 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
     from pseudolabel_nb.training.settings import Settings
 
     settings = Settings(steps=steps, evaluations=1, network="timed")
-    windows, augment, loss = Windows(images, settings.crop, settings.foreground_share), augmentation(settings.augment), losses[settings.loss]
+    windows, augment, loss = CropSampler(images, settings.crop, settings.foreground_share), augmentation(settings.augment), losses[settings.loss]
     network = build_network()
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
@@ -104,14 +104,14 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
         loss(network(x), y, torch.ones(len(x)), is_pseudo).backward()
         optimizer.step()
 
-    turns = Turns(bare, training=True)
+    rotations = Turns(bare, training=True)
     def timed(channels: int, n_classes: int):
         made = networks["unet"](channels, n_classes)
-        made.register_forward_pre_hook(turns)
+        made.register_forward_pre_hook(rotations)
         return made
 
     networks["timed"] = timed
-    return turns.time(lambda: train(Phase(0, steps, images, images.subset(images.ids[:1])), settings, folder))
+    return rotations.time(lambda: train(Phase(0, steps, images, images.subset(images.ids[:1])), settings, folder))
 
 
 # Steps of the strategies
@@ -119,22 +119,22 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
 STEP_LIMITS = {"naive": 1.1, "mean_teacher": 2.5, "fixmatch": 2.5, "unimatch": None, "cps": 4.3, "copy_paste": 2.5} # times a supervised step; naive: one with an equal batch
 
 
-def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tuple[float, float]: # seconds of the recipe's steps, of supervised ones
-    "A recipe's training steps and supervised ones, ten by ten in turns; drawing the batches is part of both."
+def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tuple[float, float]: # seconds of the strategy's steps, of supervised ones
+    "A strategy's training steps and supervised ones, ten by ten in turns; drawing the batches is part of both."
     from dataclasses import replace
 
     from pseudolabel_nb.strategies.parts import Context
     from pseudolabel_nb.strategies.pseudo_images import PseudoImages
-    from pseudolabel_nb.strategies.recipes import recipe as named
+    from pseudolabel_nb.strategies.strategies import strategy as named
     from pseudolabel_nb.training.loop import Phase, Trainer, drawing
     from pseudolabel_nb.training.settings import Settings
 
-    recipe, settings = named(name), Settings(steps=steps)
-    student = recipe.student if recipe.live else replace(recipe.student, sampling="paired") # so that the batch always has its eight windows
-    rule = recipe.selector_at(1).fit([predictions], Context(labeled=len(images)))
+    strategy, settings = named(name), Settings(steps=steps)
+    student = strategy.student if strategy.live else replace(strategy.student, sampling="paired") # so that the batch always has its eight windows
+    rule = strategy.selector_at(1).fit([predictions], Context(labeled=len(images)))
     pseudo = PseudoImages(images.hide_masks(), predictions, rule)
-    equal = replace(settings, batch_size=(1 if recipe.live else 2) * settings.batch_size)
-    phases = (Phase(1, steps, images, images, pseudo, student, recipe.teacher, recipe.live), settings), (Phase(0, steps, images, images), equal)
+    equal = replace(settings, batch_size=(1 if strategy.live else 2) * settings.batch_size)
+    phases = (Phase(1, steps, images, images, pseudo, student, strategy.teacher, strategy.live), settings), (Phase(0, steps, images, images), equal)
     trainers = [Trainer(phase, s, folder / str(k), "cpu") for k, (phase, s) in enumerate(phases)]
     draws = [drawing(phase, s, phase.pseudo) for phase, s in phases]
     spent = [0.0, 0.0]
@@ -186,11 +186,11 @@ def pseudo_labeling(network, bare_network, images, n: int) -> tuple[float, float
 
     batches = [torch.from_numpy(np.stack([images.image((k + i) % len(images)) for i in range(BATCH)])).contiguous(memory_format=torch.channels_last)
                for k in range(0, len(images), BATCH)]
-    turns = Turns(lambda step: bare_network(batches[step % len(batches)]), training=False)
-    hook = network.register_forward_pre_hook(turns)
+    rotations = Turns(lambda step: bare_network(batches[step % len(batches)]), training=False)
+    hook = network.register_forward_pre_hook(rotations)
     try:
         with torch.inference_mode(), tempfile.TemporaryDirectory() as d:
-            return turns.time(lambda: pseudo_label(network, Loaded(images, n), Path(d) / "store"))
+            return rotations.time(lambda: pseudo_label(network, Loaded(images, n), Path(d) / "store"))
     finally: hook.remove()
 
 

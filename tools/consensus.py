@@ -78,7 +78,7 @@ def table(folder: Path, images: ImageSet, scratch: Path) -> list[dict]:
 
 
 def arms(data: Data, pickers: dict, scratch: Path) -> dict[str, tuple[ImageSet, str, float]]:
-    "What the networks are trained on: images with masks, recipe, share of labeled images."
+    "What the networks are trained on: images with masks, strategy, share of labeled images."
     images = data.train
     together, members = consensus(images, pickers, scratch / "consensus")
     unanimous = combine(members, scratch / "unanimous", "unanimous")
@@ -101,11 +101,11 @@ def train(folder: Path, images: ImageSet, scratch: Path, device: str) -> list[di
     small = prepare(images, Preparation(longest=LONGEST), scratch / "prepared")
     data = Data("empiar_10017", *(small.subset(small.ids[a:b]) for a, b in ((0, 6), (6, 8), (8, 12))))
     settings, rows = pnb.Settings(steps=STEPS), [no_network(data.test, pickers, scratch)]
-    for name, (labeled, recipe, ratio) in arms(data, pickers, scratch).items():
+    for name, (labeled, strategy, ratio) in arms(data, pickers, scratch).items():
         for seed in SEEDS:
-            run = pnb.run(replace(data, train=labeled, notes=(name,)), recipe, scratch / "runs" / f"{name}-{seed}".replace(" ", "-"), labeled_ratio=ratio, seed=seed, settings=settings, device=device)
+            run = pnb.run(replace(data, train=labeled, notes=(name,)), strategy, scratch / "runs" / f"{name}-{seed}".replace(" ", "-"), labeled_ratio=ratio, seed=seed, settings=settings, device=device)
             r = run.result
-            rows.append(dict(trained_on=name, recipe=recipe, seed=seed, labeled=len(run.split["labeled"]), precision=r["precision"], recall=r["recall"], f1=r["f1"], threshold=r["threshold"]))
+            rows.append(dict(trained_on=name, strategy=strategy, seed=seed, labeled=len(run.split["labeled"]), precision=r["precision"], recall=r["recall"], f1=r["f1"], threshold=r["threshold"]))
             print(f"{name}, seed {seed}: test F1 {r['f1']:.3f}", flush=True)
     return rows
 

@@ -11,7 +11,7 @@ import tempfile
 import pseudolabel_nb as pnb
 from pseudolabel_nb.widgets.dashboard import explore
 data = pnb.micrographs(n_train=60, n_val=12, n_test=4, size=256)
-run = pnb.run(data, pnb.recipe("curriculum", rounds=2), tempfile.mkdtemp() + "/curriculum", labeled_ratio=0.1, settings=pnb.Settings(steps=400, crop=64), device="cpu")
+run = pnb.run(data, pnb.strategy("curriculum", rounds=2), tempfile.mkdtemp() + "/curriculum", labeled_ratio=0.1, settings=pnb.Settings(steps=400, crop=64), device="cpu")
 explorer = explore(run, data)
 """
 SHOW = """

@@ -30,15 +30,15 @@ def unet(*widths: int) -> dict:
     return dict(widths=list(widths), activation="relu", precision="bfloat16")
 
 
-BASE = dict(batch_size=8, crop=128, turns="any", network="unet", network_options=unet(32, 64, 128, 256, 256), decision="steady", evaluations=1, gate=0.05, checkpoint_every=500) # gate: a student is refused only where 95 % of the resamples of validation images speak against it
-ANY, QUARTER = dict(turns="any"), dict(turns="quarter")
+BASE = dict(batch_size=8, crop=128, rotations="any", network="unet", network_options=unet(32, 64, 128, 256, 256), decision="steady", evaluations=1, gate=0.05, checkpoint_every=500) # gate: a student is refused only where 95 % of the resamples of validation images speak against it
+ANY, QUARTER = dict(rotations="any"), dict(rotations="quarter")
 TUNED = dict(ldc_cells=QUARTER, dsb2018=QUARTER) # by data set, what the baseline's tuning has chosen otherwise; the same for every arm
 
 
 @dataclass(frozen=True)
 class Arm:
-    "One thing that is compared: a recipe, what is changed in it and in the settings, and its steps as a multiple of the data set's."
-    recipe: str = "supervised"
+    "One thing that is compared: a strategy, what is changed in it and in the settings, and its steps as a multiple of the data set's."
+    strategy: str = "supervised"
     changes: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
     steps: float = 1
@@ -63,9 +63,9 @@ PRETRAINED = {"teacher.pretraining": 0.75}, dict(teacher_share=0.4) # three tent
 PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
 
 
-def short(recipe: str = "best", changes: dict | None = None, **settings) -> Arm:
+def short(strategy: str = "best", changes: dict | None = None, **settings) -> Arm:
     "An arm of half the steps, to see what a part or a setting brings."
-    return Arm(recipe, changes or {}, (EARLY if recipe != "supervised" else {}) | settings, steps=0.5)
+    return Arm(strategy, changes or {}, (EARLY if strategy != "supervised" else {}) | settings, steps=0.5)
 
 
 ARMS = {
@@ -171,12 +171,12 @@ def own_validation(data, ratio: float, seed: int, phase: str): # Data -> Data
 def begun(cell: Cell, root: Path, work: Path, device: str) -> tuple: # Run, Data
     "The run of a cell and its images."
     import pseudolabel_nb as pnb
-    from pseudolabel_nb.strategies.recipes import changed
+    from pseudolabel_nb.strategies.strategies import changed
     from pseudolabel_nb.training.task import begin
     arm, data = ARMS[cell.strategy], own_validation(pnb.open_images(root / cell.dataset), cell.labeled_ratio, cell.seed, cell.phase)
     settings = pnb.Settings(**BASE | TUNED.get(cell.dataset, {}) | arm.settings, steps=cell.steps)
     folder = work / cell.phase / cell.dataset / f"{cell.labeled_ratio:g}" / f"seed-{cell.seed}" / cell.strategy.replace(" ", "-").replace(",", "")
-    return begin(data, changed(pnb.recipe(arm.recipe), arm.changes), folder, cell.labeled_ratio, cell.seed, settings, device), data
+    return begin(data, changed(pnb.strategy(arm.strategy), arm.changes), folder, cell.labeled_ratio, cell.seed, settings, device), data
 
 
 def share_teacher(run) -> None:
@@ -267,7 +267,7 @@ def show(a: argparse.Namespace) -> None:
     rows = read_rows()
     for name, arm in ARMS.items():
         n = sum(r["strategy"] == name for r in rows)
-        print(f"{name}: {arm.recipe}, {arm.steps:g} × the steps {json.dumps(arm.changes) if arm.changes else ''} {json.dumps(arm.settings) if arm.settings else ''} — {n} runs done")
+        print(f"{name}: {arm.strategy}, {arm.steps:g} × the steps {json.dumps(arm.changes) if arm.changes else ''} {json.dumps(arm.settings) if arm.settings else ''} — {n} runs done")
 
 
 def describe(a: argparse.Namespace, path: Path | None = None) -> None:

@@ -36,7 +36,7 @@ def runs(folder: Path) -> Path:
     "Twenty runs, as tests write them."
     sys.path.insert(0, str(ROOT / "tests"))
     from test_compare import write_run
-    for seed, recipe in itertools.product(range(5), ("supervised", "naive", "class_balanced", "limited")): write_run(folder / "runs" / f"{recipe}-s{seed}", 0.5 + 0.01 * seed, recipe=recipe, seed=seed)
+    for seed, strategy in itertools.product(range(5), ("supervised", "naive", "class_balanced", "limited")): write_run(folder / "runs" / f"{strategy}-s{seed}", 0.5 + 0.01 * seed, strategy=strategy, seed=seed)
     return folder / "runs"
 
 
@@ -67,7 +67,7 @@ def watching(folder: Path):
 def stepper(folder: Path):
     "A stepper over a short run; other rounds and images."
     import pseudolabel_nb as pnb
-    run = pnb.run(pnb.micrographs(n_train=40), pnb.recipe("curriculum", rounds=3), folder / "run", labeled_ratio=0.2, settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
+    run = pnb.run(pnb.micrographs(n_train=40), pnb.strategy("curriculum", rounds=3), folder / "run", labeled_ratio=0.2, settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
     view = pnb.CurriculumStepper(run)
     images = view.image.options
     return view, lambda k: view.state.change(round=k % 4, image=images[k % len(images)])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, first_of, pick, progress
+from ..core import UserError, first_of, lookup, progress
 from .coco import category_names, class_table, coco_items, read_document, tally_note
 from .files import Header, image_files, is_mrc, read_header, read_pixels
 from .images import Cache, Data, HiddenLabels, ImageSet, Item, from_arrays
@@ -158,7 +158,7 @@ def decide(
     "How mask files are read; raises `UserError` where the values seen do not tell."
     if multiclass: return _decide_classes(masks)
     if mask_values != "auto":
-        pick(CONVENTIONS, mask_values, "mask convention")
+        lookup(CONVENTIONS, mask_values, "mask convention")
         return mask_values, 2, f"masks: read as {mask_values}, as asked"
     first = masks[::max(1, -(-len(masks) // look))]
     seen: set = set()
@@ -271,7 +271,7 @@ def _read_parts(parts: dict[str, Part], multiclass: bool, mask_values: str, opti
     if len(kinds) > 1: raise UserError(f"splits of different kinds: {', '.join(f'{s} is {p.kind}' for s, p in parts.items())}; expected one layout for all, so open them one by one with split=")
     if options["group_field"] and kinds != {"coco"}: raise UserError(f"groups={options['group_field']!r} is no file; expected a CSV with the columns image and group (a field's name works with COCO only), or group_regex")
     labeled = {s: p for s, p in parts.items() if p.kind != "images"}
-    sets, classes, notes = pick(READERS, kinds.pop(), "layout")(labeled, multiclass, mask_values, options) if labeled else ({}, ("background", "foreground"), [])
+    sets, classes, notes = lookup(READERS, kinds.pop(), "layout")(labeled, multiclass, mask_values, options) if labeled else ({}, ("background", "foreground"), [])
     return {**sets, **{s: _bare(p.folders[0]) for s, p in parts.items() if p.kind == "images"}}, classes, notes
 
 def _grouped(items: Sequence[Item], pattern: str | None, table: Path | None) -> list[Item]:

@@ -21,15 +21,15 @@ from ..core import UserError, write_text
 # %% ../../nbs/diagnostics/01_findings.ipynb #00e8653a
 @dataclass(frozen=True)
 class Remedy:
-    "What to try: a recipe, what to change in it, and why that should help."
-    recipe: str # a registered name
-    changes: dict[str, object] = field(default_factory=dict) # as `recipe(name, **changes)` takes them
+    "What to try: a strategy, what to change in it, and why that should help."
+    strategy: str # a registered name
+    changes: dict[str, object] = field(default_factory=dict) # as `strategy(name, **changes)` takes them
     why: str = ""
 
     @property
     def call(self) -> str:
-        "The recipe as it is typed."
-        return f"recipe({', '.join([_quoted(self.recipe), *(f'{k}={_quoted(v)}' for k, v in self.changes.items())])})"
+        "The strategy as it is typed."
+        return f"strategy({', '.join([_quoted(self.strategy), *(f'{k}={_quoted(v)}' for k, v in self.changes.items())])})"
 
     def __str__(self): return self.call + (f": {self.why}" if self.why else "")
 

@@ -18,15 +18,15 @@ from ..core import UserError, from_dict
 from ..data.fingerprint import fingerprint
 from ..data.images import Data, ImageSet
 from .class_ratio import _arrays
-from .known import Known, foreground_pixels, kept_counts, named_groups
+from .known import DiagnosisInputs, foreground_pixels, kept_counts, named_groups
 from ..inference.ensembles import combine
 from ..inference.predictions import Predictions, predict
 from ..measures.metrics import binary_histogram, class_pixels
 from ..models.checkpoints import load_network, load_tensors
 from ..models.networks import build_network
 from ..runs.run import RoundRecord, Run, teacher_of
-from ..strategies import recipes # noqa: F401 makes the selectors known
-from ..strategies.parts import Context, Recipe, Rule
+from ..strategies import strategies # noqa: F401 makes the selectors known
+from ..strategies.parts import Context, Strategy, Rule
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #8a39f652
 def mask_counts(
@@ -42,15 +42,15 @@ def mask_counts(
 def from_masks(
     pseudo: Iterable,
     real: Iterable,
-) -> Known:
+) -> DiagnosisInputs:
     "What two lists of masks tell; raises `UserError` as `mask_counts`."
-    return Known(real=mask_counts(real, "real"), kept=mask_counts(pseudo, "pseudo"))
+    return DiagnosisInputs(real=mask_counts(real, "real"), kept=mask_counts(pseudo, "pseudo"))
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #edafbdaf
 def with_labels(
-    k: Known,
+    k: DiagnosisInputs,
     images: ImageSet, # with masks
-) -> Known:
+) -> DiagnosisInputs:
     "`k` with the pixels and groups of the labeled images."
     counts = mask_counts((images.mask(i) for i in range(len(images))), "real", images.n_classes)
     return replace(k, real=counts, counted=True, real_groups=named_groups(images), labeled=images)
@@ -86,28 +86,28 @@ def class_histograms(
     return found
 
 def with_predictions(
-    k: Known,
+    k: DiagnosisInputs,
     predictions: Predictions,
     images: ImageSet | None = None, # that were predicted
-) -> Known:
+) -> DiagnosisInputs:
     "`k` with what a teacher said of unlabeled images."
     whole = images.subset(predictions.ids) if images is not None and set(predictions.ids) <= set(images.ids) else None
     return replace(k, pixels=foreground_pixels(predictions), predictions=predictions, unlabeled=whole, pixel_groups=named_groups(whole) if whole is not None else ())
 
 def with_validation(
-    k: Known,
+    k: DiagnosisInputs,
     predictions: Predictions, # of validation images, by the same teacher
     images: ImageSet, # with masks
     names: Sequence[str] = (), # of the classes
-) -> Known:
+) -> DiagnosisInputs:
     "`k` with what the teacher said of validation images."
     known, fine = known_histograms(predictions, images)
     return replace(k, validation=known, validation_groups=named_groups(images.subset(predictions.ids)), fine=fine, classes=class_histograms(predictions, images, names or range(predictions.n_classes)))
 
 def with_truth(
-    k: Known,
+    k: DiagnosisInputs,
     images: ImageSet, # with masks: hidden labels, for benchmarks
-) -> Known:
+) -> DiagnosisInputs:
     "`k` with the labels that training did not see, where all of the predicted images have one."
     ids = k.predictions.ids
     if not set(ids) <= set(images.ids) or not all(images.has_mask(images.index(id)) for id in ids): return k
@@ -134,7 +134,7 @@ def ask(
     device: str = "cpu",
 ) -> Predictions:
     "What the teacher of a run says of some images, in a temporary folder that lives as long as the result."
-    s, teacher, folder = run.config["settings"], run.config["recipe"]["teacher"], _temporary()
+    s, teacher, folder = run.config["settings"], run.config["strategy"]["teacher"], _temporary()
     try:
         options = dict(batch_size=s["batch_size"], tile=s["tile"], device=device, flips=teacher["flips"])
         said = [predict(n, images, folder / str(j), images.n_classes, desc=what, **options) for j, n in enumerate(_networks(run, checkpoints, images))]
@@ -159,7 +159,7 @@ def supervised_curve(
     "Scores of the finished supervised runs of the same data and settings; on validation, since what is advised must not look at the test set."
     found = []
     for run in runs:
-        if not run.result or run.config["recipe"]["name"] != "supervised": continue
+        if not run.result or run.config["strategy"]["name"] != "supervised": continue
         if run.config["data"] == like["data"] and run.config["settings"] == like["settings"]: found.append((run.result["n_labeled"], run.result["val_f1"]))
     return tuple(found)
 
@@ -175,23 +175,23 @@ def _even(record: RoundRecord, labeled: int) -> tuple[np.ndarray, np.ndarray]: #
 def from_record(
     record: RoundRecord,
     labeled: int | None = None, # images; None: not known
-) -> Known:
+) -> DiagnosisInputs:
     "What the line of one round tells."
-    if not record.n_pseudo: return Known(records=(record,))
+    if not record.n_pseudo: return DiagnosisInputs(records=(record,))
     kept, real = _even(record, labeled or 2)
-    return Known(kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
+    return DiagnosisInputs(kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
 
 def _pair(thresholds: Sequence[float]) -> tuple[float, float] | None: # background, foreground
     "The thresholds as a pair; of several foreground classes the lowest."
     return (thresholds[0], min(thresholds[1:])) if thresholds else None
 
-def _refit(recipe: Recipe, number: int, k: Known, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
+def _refit(strategy: Strategy, number: int, k: DiagnosisInputs, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
     "The rule of a round, fitted again; None where the class ratios are not known."
     if predictions.n_classes > 2 and labels is None: return None
     foreground, share = k.records[0].ratio_labeled, np.ones(1)
     if predictions.n_classes > 2: share = sum(class_pixels(labels.mask(i), labels.n_classes) for i in range(len(labels)))[1:]
     ratios = (1 - foreground, *(foreground * share / share.sum()).tolist())
-    return recipe.selector_at(number).fit([predictions], Context(ratios, len(k.real), number, recipe.rounds, teacher_of(k.records, number).threshold))
+    return strategy.selector_at(number).fit([predictions], Context(ratios, len(k.real), number, strategy.rounds, teacher_of(k.records, number).threshold))
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #b47f50fc
 def _unlabeled(data: Data, split: dict) -> ImageSet:
@@ -217,7 +217,7 @@ def from_run(
     limit: int = 60, # unlabeled images that a supervised run's network is asked about
     runs: Iterable[Run] | None = None, # supervised runs for the learning curve; None: those beside it
     device: str = "cpu",
-) -> Known:
+) -> DiagnosisInputs:
     "What a run tells. Raises `UserError` where it has no finished round, or the data are others."
     config, records, stores = run.config, run.records(), _stores(run)
     if not records: raise UserError(f"{run.folder}: no round is finished yet; expected at least one, so let the run go on")
@@ -226,7 +226,7 @@ def from_run(
     k = replace(k, curve=supervised_curve(_beside(run) if runs is None else runs, config), rounds=tuple(s for n, s in stores.items() if n <= number))
     labels = None if data is None else _subset(data.train, run, "labeled", "labeled")
     if labels is not None: k = replace(with_labels(k, labels), pool=len(labels) + len(_unlabeled(data, run.split)))
-    if number in stores: k = _with_round(k, _recipe(config), number, stores, labels)
+    if number in stores: k = _with_round(k, _strategy(config), number, stores, labels)
     return k if data is None else _with_teacher(k, run, data, number, oracle, limit, device)
 
 def _number(round: int | None, records: list[RoundRecord], stores: dict, run: Run) -> int:
@@ -236,28 +236,28 @@ def _number(round: int | None, records: list[RoundRecord], stores: dict, run: Ru
     if not 0 <= round < len(records): raise UserError(f"{run.folder}: has no round {round}; expected 0 to {len(records) - 1}, so name one of these")
     return round
 
-def _of_records(config: dict, records: list[RoundRecord], run: Run) -> Known:
+def _of_records(config: dict, records: list[RoundRecord], run: Run) -> DiagnosisInputs:
     "What the small files tell."
-    student, last = config["recipe"]["student"], records[-1]
+    student, last = config["strategy"]["student"], records[-1]
     k = from_record(last, len(run.split["labeled"]))
     if k.real is None: k = replace(k, real=np.tile([1 - last.ratio_labeled, last.ratio_labeled], (len(run.split["labeled"]), 1)) * 1e6)
     weight = 1.0 if student["loss"] else student["weight"] # that of a loss of its own cannot be compared with the labels'
-    return replace(k, records=tuple(records), recipe=config["recipe"]["name"], weight=weight, paired=student["sampling"] == "paired")
+    return replace(k, records=tuple(records), strategy=config["strategy"]["name"], weight=weight, paired=student["sampling"] == "paired")
 
-def _recipe(config: dict) -> Recipe | None:
-    "The run's recipe; None where it has parts that are not known here."
-    try: return from_dict(Recipe, config["recipe"])
+def _strategy(config: dict) -> Strategy | None:
+    "The run's strategy; None where it has parts that are not known here."
+    try: return from_dict(Strategy, config["strategy"])
     except UserError: return None
 
-def _with_round(k: Known, recipe: Recipe | None, number: int, stores: dict[int, Predictions], labels: ImageSet | None) -> Known:
+def _with_round(k: DiagnosisInputs, strategy: Strategy | None, number: int, stores: dict[int, Predictions], labels: ImageSet | None) -> DiagnosisInputs:
     "What the teacher of a round said, and what the rule kept of it."
     predictions = stores[number]
     k, whole = with_predictions(k, predictions), len(predictions) == len(stores[max(stores)])
-    rule = _refit(recipe, number, k, predictions, labels) if recipe is not None and whole and not recipe.live else None
+    rule = _refit(strategy, number, k, predictions, labels) if strategy is not None and whole and not strategy.live else None
     if rule is None: return k
     return replace(k, kept=kept_counts(predictions, rule.thresholds, rule.images), thresholds=_pair(rule.thresholds))
 
-def _with_teacher(k: Known, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> Known:
+def _with_teacher(k: DiagnosisInputs, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> DiagnosisInputs:
     "Validation by the teacher; its unlabeled images; hidden labels if they may be seen."
     val, unlabeled = _subset(data.val, run, "val", "validation"), _unlabeled(data, run.split)
     checkpoints = k.predictions.teacher.split() if k.predictions is not None else [k.records[-1].checkpoint]

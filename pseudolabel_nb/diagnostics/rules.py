@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hardly_any', 'least_ratio', 'most_ratio', 'many', 'too_many', 'rare', 'partial', 'rules', 'Examined', 'examine_run',
-           'pooled', 'raised', 'ratio_rule', 'dilution_rule', 'rare_rule', 'partial_rule', 'refusal_rule',
+           'pooled', 'raise_threshold', 'ratio_rule', 'dilution_rule', 'rare_rule', 'partial_rule', 'refusal_rule',
            'apply_rules']
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #2280f8e9
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from ..core import UserError, from_dict
 from .findings import Finding, Remedy
 from ..runs.run import Run
-from ..strategies.parts import Recipe
-from ..strategies.recipes import recipes
+from ..strategies.parts import Strategy
+from ..strategies.strategies import strategies
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #5c6d65af
 @dataclass(frozen=True)
 class Examined:
     "The figures of a run's last round; nan where they are not known."
-    recipe: Recipe
+    strategy: Strategy
     ratio_labeled: float = math.nan # foreground ratio of the labeled images, in (0, 1)
     ratio_pseudo: float = math.nan # of the pixels that were kept
     n_labeled: float = math.nan # images
@@ -48,7 +48,7 @@ def examine_run(
     students = [r for r in records if r.round]
     if not students or students[-1].ratio_pseudo is None: return None
     last = students[-1]
-    return Examined(from_dict(Recipe, run.config["recipe"]), last.ratio_labeled, last.ratio_pseudo, len(run.split["labeled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
+    return Examined(from_dict(Strategy, run.config["strategy"]), last.ratio_labeled, last.ratio_pseudo, len(run.split["labeled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #fa5750cd
 def pooled(
@@ -60,40 +60,40 @@ def pooled(
         "Of one figure."
         known = [v for v in (float(getattr(e, name)) for e in examined) if v == v]
         return math.fsum(known) / len(known) if known else math.nan
-    return Examined(examined[0].recipe, *map(mean, ("ratio_labeled", "ratio_pseudo", "n_labeled", "n_pseudo", "refused", "unannotated")))
+    return Examined(examined[0].strategy, *map(mean, ("ratio_labeled", "ratio_pseudo", "n_labeled", "n_pseudo", "refused", "unannotated")))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #c108fc4f
 hardly_any, least_ratio, most_ratio = 0.1, 0.5, 2.0 # pseudo over labeled foreground ratio
 many, too_many = 4, 10 # pseudo-labels to labels in the loss
 rare, partial = 0.01, 0.2 # foreground ratio of the labels; share of unannotated pixels
 
-def raised(
-    made: Recipe,
+def raise_threshold(
+    made: Strategy,
 ) -> Remedy:
-    "The same recipe with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where it has none, or is known here alone."
+    "The same strategy with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where it has none, or is known here alone."
     found = [(f, v) for f in ("foreground", "threshold") if isinstance(v := getattr(made.selector, f, None), float)]
-    if not found or made.name not in recipes: return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels")
+    if not found or made.name not in strategies: return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels")
     field, value = found[0]
     return Remedy(made.name, {f"selector__{field}": round((1 + value) / 2, 2)}, "a higher threshold keeps less invented foreground")
 
 def ratio_rule(e: Examined) -> Finding | None:
     "Too little or too much foreground in the pseudo-labels."
     if (r := e.relative) != r: return None
-    what = f"The pseudo-labels of {e.recipe.name} hold {e.ratio_pseudo:.1%} foreground where the labels hold {e.ratio_labeled:.1%}"
+    what = f"The pseudo-labels of {e.strategy.name} hold {e.ratio_pseudo:.1%} foreground where the labels hold {e.ratio_labeled:.1%}"
     figure, severity = f"{r:.2f} ×", "severe" if r < hardly_any else "warning"
-    if r < least_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.recipe))
-    if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raised(e.recipe))
+    if r < least_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.strategy))
+    if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raise_threshold(e.strategy))
     return Finding("class ratio", "ok", r, figure, f"{what}: half to twice as much.")
 
-def _enriched(made: Recipe) -> Remedy:
-    "What keeps more foreground than this recipe did."
+def _enriched(made: Strategy) -> Remedy:
+    "What keeps more foreground than this strategy did."
     if made.name != "class_balanced": return Remedy("class_balanced", {}, "keeps each class in its expected share")
     return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels, whatever the network's confidence")
 
 def dilution_rule(e: Examined) -> Finding | None:
     "Labels drowned in pseudo-labels; where every step has its labeled half (paired sampling), they cannot be."
     if (n := e.per_label) != n: return None
-    student, figure = e.recipe.student, f"{n:.1f} : 1"
+    student, figure = e.strategy.student, f"{n:.1f} : 1"
     if student.sampling == "paired": return Finding("dilution", "ok", n, figure, f"{n:.1f} pseudo-labeled images for each labeled one, but half of the windows of each step are labeled.")
     effective = student.weight * n
     said = f"{n:.1f} pseudo-labeled images for each labeled one; labels have {1 / (1 + effective):.0%} of the loss"
@@ -116,8 +116,8 @@ def partial_rule(e: Examined) -> Finding | None:
 def refusal_rule(e: Examined) -> Finding | None:
     "A gate that let no student pass."
     if (r := e.refused) != r or r < 1: return None
-    surest = Remedy("limited", {"selector__threshold": 0.9}, "few images, and of them what the teacher is surest of") if e.recipe.name == "curriculum" else Remedy("curriculum", {}, "begins with what a poor teacher is surest of")
-    return Finding("gate", "note", r, "all refused", f"No student of {e.recipe.name} was better on validation than its first teacher.", surest)
+    surest = Remedy("limited", {"selector__threshold": 0.9}, "few images, and of them what the teacher is surest of") if e.strategy.name == "curriculum" else Remedy("curriculum", {}, "begins with what a poor teacher is surest of")
+    return Finding("gate", "note", r, "all refused", f"No student of {e.strategy.name} was better on validation than its first teacher.", surest)
 
 rules: tuple[Callable, ...] = (ratio_rule, dilution_rule, rare_rule, partial_rule, refusal_rule)
 

@@ -18,7 +18,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, RLock, Thread, local
 
-from ..core import UserError, from_dict, pick, to_dict
+from ..core import UserError, from_dict, lookup, to_dict
 
 # %% ../../nbs/experiments/02_clusters.ipynb #bd86f2d0
 def _live(
@@ -148,17 +148,17 @@ def _values(obj) -> Iterator:
     yield obj
     for value in vars(obj).values() if is_dataclass(obj) else (): yield from _values(value)
 
-def _registered(recipes: Sequence, settings) -> list[tuple[str, str]]: # kind and name
-    "What recipes and settings call by a registered name."
-    words = {v for r in (*recipes, settings) for v in _values(r) if isinstance(v, str)}
+def _registered(strategies: Sequence, settings) -> list[tuple[str, str]]: # kind and name
+    "What strategies and settings call by a registered name."
+    words = {v for r in (*strategies, settings) for v in _values(r) if isinstance(v, str)}
     return [(kind, word) for kind, known in _registries().items() for word in sorted(words) if word in known]
 
 def foreign_modules(
-    recipes: Sequence, # of `Recipe`
+    strategies: Sequence, # of `Strategy`
     settings, # `Settings`
 ) -> tuple[tuple[str, str], ...]: # name and file
-    "The modules outside of this package that define parts of the recipes, or what recipes and settings call by name."
-    made = [type(v) for r in recipes for v in _values(r) if is_dataclass(v)] + [_registries()[kind][word] for kind, word in _registered(recipes, settings)]
+    "The modules outside of this package that define parts of the strategies, or what strategies and settings call by name."
+    made = [type(v) for r in strategies for v in _values(r) if is_dataclass(v)] + [_registries()[kind][word] for kind, word in _registered(strategies, settings)]
     names = {getattr(m, "__module__", None) or "" for m in made}
     ours = __name__.partition(".")[0]
     return tuple((n, getattr(sys.modules.get(n), "__file__", None) or "") for n in sorted(names) if n.partition(".")[0] not in ("", "builtins", ours))
@@ -182,26 +182,26 @@ def import_file(
     sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
 
-def _lacking(modules: Sequence[tuple[str, str]], recipes: list[dict], registered: list[tuple[str, str]]) -> str:
+def _lacking(modules: Sequence[tuple[str, str]], strategies: list[dict], registered: list[tuple[str, str]]) -> str:
     "Asked of a worker: is there something that it does not know? In a line."
-    from pseudolabel_nb.strategies.parts import Recipe
+    from pseudolabel_nb.strategies.parts import Strategy
     try:
         import_module("pseudolabel_nb.training.rounds") # knows all that comes with the package
         import_modules(modules)
-        for made in recipes: from_dict(Recipe, made)
-        for kind, word in registered: pick(_registries()[kind], word, kind)
+        for made in strategies: from_dict(Strategy, made)
+        for kind, word in registered: lookup(_registries()[kind], word, kind)
         return ""
     except Exception as e: return " ".join(f"{e}".split())
 
 def ask_worker(
     executor: Executor,
     modules: Sequence[tuple[str, str]], # of `foreign_modules`
-    recipes: Sequence, # of `Recipe`
+    strategies: Sequence, # of `Strategy`
     settings, # `Settings`
 ) -> None:
     "`UserError` where a worker does not know what will be asked of it. It is not asked where all comes from this package."
     if not modules: return
-    lacking = executor.submit(_lacking, modules, [to_dict(r) for r in recipes], _registered(recipes, settings)).result()
+    lacking = executor.submit(_lacking, modules, [to_dict(r) for r in strategies], _registered(strategies, settings)).result()
     if lacking: raise UserError(f"a worker does not know all of the sweep's strategies, networks and losses ({lacking}); expected them in a module that it can import, so move them from the notebook or script into a file beside it and import that, or sweep without an executor")
 
 # %% ../../nbs/experiments/02_clusters.ipynb #71f6fdda

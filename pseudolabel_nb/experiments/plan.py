@@ -19,8 +19,8 @@ from ..measures.ranking import holm, text_table
 # %% ../../nbs/experiments/04a_plan.ipynb #59e6a87f
 @dataclass(frozen=True)
 class Step:
-    "A recipe that had its turn."
-    recipe: str # its name
+    "A strategy that had its turn."
+    strategy: str # its name
     phase: int # from 1
     why: str # it was its turn
     state: str = "begun" # "tried", "failed", "begun": goes on when the plan does
@@ -69,59 +69,59 @@ class Plan:
     max_minutes: float | None = None
     supervised: dict = field(default_factory=dict) # mean F1 of the baseline: "validation", "test"
     advice: Advice | None = None # on what is left
-    pending: tuple[str, ...] = () # recipes that did not have their turn, in the order in which it would come
+    pending: tuple[str, ...] = () # strategies that did not have their turn, in the order in which it would come
 
     @property
     def tried(self) -> tuple[Step, ...]:
-        "The recipes whose runs are all finished, the best on validation first."
+        "The strategies whose runs are all finished, the best on validation first."
         return tuple(sorted((s for s in self.steps if s.state == "tried"), key=lambda s: -s.gain()))
 
     @property
     def best(self) -> Step | None:
-        "The recipe that gained most on validation; None where nothing was tried."
+        "The strategy that gained most on validation; None where nothing was tried."
         return next(iter(self.tried), None)
 
     @property
     def use(self) -> str:
-        "The recipe to go on with; `supervised` where none was told to be better."
-        return self.best.recipe if self.best and (self.stopped == "goal" or _told(self.best.validation)) else "supervised"
+        "The strategy to go on with; `supervised` where none was told to be better."
+        return self.best.strategy if self.best and (self.stopped == "goal" or _told(self.best.validation)) else "supervised"
 
     @property
     def conclusion(self) -> str:
         "What follows, in a sentence or two."
         b = self.best
-        if not self.stopped: return f"Not at its end: {len(self.tried)} recipe{'s' * (len(self.tried) != 1)} tried so far" + (f", of which {b.recipe} gained most on validation: {points(b.validation)} F1." if b else ".")
+        if not self.stopped: return f"Not at its end: {len(self.tried)} strategy{'s' * (len(self.tried) != 1)} tried so far" + (f", of which {b.strategy} gained most on validation: {points(b.validation)} F1." if b else ".")
         if self.stopped == "ceiling": return "Report the supervised result: the task is near its ceiling, which leaves less room than was asked for, as the learning curve of the supervised runs on validation shows."
-        if b is None: return f"Report the supervised result: no recipe was tried to its end ({_spent[self.stopped]})."
-        did = f"{b.recipe} gained {points(b.validation)} F1 on validation over {_runs(b.validation.interval.n)} and {points(b.test)} on the test set"
+        if b is None: return f"Report the supervised result: no strategy was tried to its end ({_spent[self.stopped]})."
+        did = f"{b.strategy} gained {points(b.validation)} F1 on validation over {_runs(b.validation.interval.n)} and {points(b.test)} on the test set"
         if self.stopped == "goal": return f"The goal of {self.goal:+g} is reached: {did}.{self._doubt()}"
         if self.use != "supervised": return f"The goal of {self.goal:+g} is not reached ({_spent[self.stopped]}); the best, {did}.{self._doubt()}"
         if b.validation.interval.n == 1 and b.gain() > 0: return f"Report the supervised result, or repeat the best with more seeds: {did}, and one run is no evidence ({_spent[self.stopped]})."
-        return f"Report the supervised result: of {len(self.tried)} recipe{'s' * (len(self.tried) > 1)} none was told to be better on validation ({_spent[self.stopped]}). The best, {did}."
+        return f"Report the supervised result: of {len(self.tried)} strategy{'s' * (len(self.tried) > 1)} none was told to be better on validation ({_spent[self.stopped]}). The best, {did}."
 
     def _doubt(self) -> str:
         "What keeps the best from being sure."
         e = self.best.validation
         if not _told(e): return " Its runs do not tell this from 0 yet: repeat it with more seeds."
         p = holm([s.validation.p_t for s in self.tried])[0]
-        return "" if p <= 0.05 else f" Of {len(self.tried)} recipes one may look so good by luck (p after Holm {p:.2f}): repeat it with other seeds."
+        return "" if p <= 0.05 else f" Of {len(self.tried)} strategies one may look so good by luck (p after Holm {p:.2f}): repeat it with other seeds."
 
     @property
     def reading(self) -> str:
         "What the quick test says."
-        return reading(next((s.validation for s in self.tried if s.recipe == quick), None))
+        return reading(next((s.validation for s in self.tried if s.strategy == quick), None))
 
     def frame(self): # pandas.DataFrame
-        "One row a step: phase, recipe, state, runs, gains on validation and test with intervals (F1 as shares), reason, error."
+        "One row a step: phase, strategy, state, runs, gains on validation and test with intervals (F1 as shares), reason, error."
         import pandas as pd
-        rows = [dict(phase=s.phase, recipe=s.recipe, state=s.state, runs=s.validation.interval.n if s.validation else 0, **_numbers("validation", s.validation), **_numbers("test", s.test), why=s.why, error=s.error) for s in self.steps]
-        names = ("phase", "recipe", "state", "runs", *(f"{a}_{b}" for a in ("validation", "test") for b in ("gain", "low", "high")), "why", "error")
+        rows = [dict(phase=s.phase, strategy=s.strategy, state=s.state, runs=s.validation.interval.n if s.validation else 0, **_numbers("validation", s.validation), **_numbers("test", s.test), why=s.why, error=s.error) for s in self.steps]
+        names = ("phase", "strategy", "state", "runs", *(f"{a}_{b}" for a in ("validation", "test") for b in ("gain", "low", "high")), "why", "error")
         return pd.DataFrame(rows, columns=list(names))
 
     def rows(self) -> list[tuple[str, ...]]:
         "The table that all displays show, its head first."
-        head = ("phase", "recipe", "gain on validation", "on test", "runs", "")
-        return [head, *((str(s.phase), s.recipe, points(s.validation), points(s.test), str(s.validation.interval.n) if s.validation else "", _state(s)) for s in self.steps)]
+        head = ("phase", "strategy", "gain on validation", "on test", "runs", "")
+        return [head, *((str(s.phase), s.strategy, points(s.validation), points(s.test), str(s.validation.interval.n) if s.validation else "", _state(s)) for s in self.steps)]
 
     def spent(self) -> str:
         "Runs and minutes, with what was allowed."
@@ -129,7 +129,7 @@ class Plan:
         return f"{_runs(self.runs)}{of(self.max_runs)}, {self.minutes:.1f}{of(self.max_minutes)} minutes"
 
     def left(self) -> list[str]:
-        "What deserves the next run: recipes of the plan that had no turn, then what else a finding names or has gained elsewhere."
+        "What deserves the next run: strategies of the plan that had no turn, then what else a finding names or has gained elsewhere."
         next_ = self.advice.next if self.advice else None
         return [*self.pending, *(a.remedy.call for a in [next_] if a and a.name not in self.pending)]
 
@@ -146,11 +146,11 @@ class Plan:
 
     def _repr_html_(self):
         head, *rows = self.rows()
-        why = items(f"{s.recipe}: {s.why}" for s in self.steps)
+        why = items(f"{s.strategy}: {s.why}" for s in self.steps)
         rest = [tag("p", f"Left, in this order: {', '.join(self.left())}")] if self.left() else []
         return card(f"Plan: {self.goal:+g} F1", tag("p", tag("b", self.conclusion)), tag("p", self.reading), table(rows, head), fold("why in this order", why), *rest, about=self.spent())
 
-_spent = {"goal": "it ended at the goal", "runs": "the budget of runs was spent", "minutes": "the budget of time was spent", "phases": "every recipe of the plan had its turn", "ceiling": "the task is near its ceiling"}
+_spent = {"goal": "it ended at the goal", "runs": "the budget of runs was spent", "minutes": "the budget of time was spent", "phases": "every strategy of the plan had its turn", "ceiling": "the task is near its ceiling"}
 
 def _runs(n: int) -> str:
     "2 runs, 1 run."
@@ -177,11 +177,11 @@ def markdown(
     cell = lambda text: text.replace("|", "\\|")
     line = lambda row: f"| {' | '.join(map(cell, row))} |"
     head, *rows = plan.rows()
-    why = [f"- {s.recipe} (phase {s.phase}): {s.why}" for s in plan.steps]
+    why = [f"- {s.strategy} (phase {s.phase}): {s.why}" for s in plan.steps]
     left = ["", "## What is left", "", *(f"{k}. {name}" for k, name in enumerate(plan.left(), 1))] if plan.left() else []
     return "\n".join(["# Plan", "", plan.conclusion, "", f"Quick test: {plan.reading}", "", f"Goal: {plan.goal:+g} F1 over the supervised runs{plan._baseline()}. Spent: {plan.spent()}.", "",
                       "## What was tried", "", line(head), line(["---"] * len(head)), *map(line, rows), "",
-                      "Gains are paired: the recipe minus the supervised run of the same labels and seed, in points of F1 with the 95 % interval. What was done next was decided on validation; the test set, scored once by each run, decided nothing.",
+                      "Gains are paired: the strategy minus the supervised run of the same labels and seed, in points of F1 with the 95 % interval. What was done next was decided on validation; the test set, scored once by each run, decided nothing.",
                       "", "## Why in this order", "", *why, *left, ""])
 
 def as_json(

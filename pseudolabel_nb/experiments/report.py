@@ -62,7 +62,7 @@ def show_table(
 # %% ../../nbs/experiments/03_report.ipynb #9b40d53b
 def _dealt(part: Comparison, most: int) -> Iterator[tuple[str, Comparison]]:
     "The groups of a condition, at most so many strategies at a time, each time beside the baseline."
-    base = [g for g in part.groups if g.values["recipe.name"] == part.baseline]
+    base = [g for g in part.groups if g.values["strategy.name"] == part.baseline]
     others = [g for g in part.groups if g not in base]
     figures = max(1, math.ceil(len(others) / most))
     for k, few in enumerate(np.array_split(np.arange(len(others)), figures)):

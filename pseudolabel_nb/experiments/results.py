@@ -38,14 +38,14 @@ def result_row(
 ) -> dict:
     "The run's line in results.csv. `n_pseudo` and `particle_ratio_pseudo` are of the last round, `particle_ratio_real` is of the labeled images (or the prior that was given in its place), `seconds` of all its training and predicting."
     config, r, base = run.config, run.result, supervised.result
-    return dict(zip(columns, (config["recipe"]["name"], config["labeled_ratio"], config["seed"], r["n_labeled"], r["n_pseudo"], r["ratio_labeled"], r["ratio_pseudo"],
+    return dict(zip(columns, (config["strategy"]["name"], config["labeled_ratio"], config["seed"], r["n_labeled"], r["n_pseudo"], r["ratio_labeled"], r["ratio_pseudo"],
                               r["precision"], r["recall"], r["f1"], base["f1"], r["f1"] - base["f1"], r["best_round"], r["seconds"])))
 
 def _pairs(out: str | Path) -> list[tuple[Run, Run]]:
     "Each finished run with the supervised run of the same labels and seed."
     runs = [Run(p.parent) for p in sorted(Path(out).glob("runs/*/result.json"))]
     key = lambda r: (r.config["labeled_ratio"], r.config["seed"])
-    baselines = {key(r): r for r in runs if r.config["recipe"]["name"] == "supervised"}
+    baselines = {key(r): r for r in runs if r.config["strategy"]["name"] == "supervised"}
     return [(r, baselines[key(r)]) for r in runs if key(r) in baselines]
 
 def read_results(
@@ -99,7 +99,7 @@ def gains_over_images(
     "95 % bootstrap interval of each mean gain over groups of test images; a strategy whose runs kept no counts, or one group alone, has none."
     kept = defaultdict(list)
     for run, base in _pairs(out):
-        if run.folder != base.folder and all((r.folder / "test_counts.json").exists() for r in (run, base)): kept[run.config["recipe"]["name"], run.config["labeled_ratio"]].append((base, run))
+        if run.folder != base.folder and all((r.folder / "test_counts.json").exists() for r in (run, base)): kept[run.config["strategy"]["name"], run.config["labeled_ratio"]].append((base, run))
     intervals = {key: _over_images(pairs) for key, pairs in kept.items()}
     return {key: i for key, i in intervals.items() if i}
 

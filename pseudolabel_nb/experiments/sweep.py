@@ -19,12 +19,12 @@ from uuid import uuid4
 from ..core import UserError, progress, read_json, stop_if_asked, to_dict, write_text
 from ..data.images import Data
 from .clusters import ask_worker, foreign_modules
-from .jobs import SHELVES, Common, Failure, Job, begin_job, shelf, work, write_failure
+from .jobs import SHELVES, Common, Failure, Job, begin_job, cache_dir, work, write_failure
 from .results import read_results, run_folder, write_tables
 from ..models.distributed import own_folder, processes
 from ..runs.run import Run, locked
-from ..strategies.parts import Recipe
-from ..strategies.recipes import recipe as named_recipe
+from ..strategies.parts import Strategy
+from ..strategies.strategies import strategy as named_strategy
 from ..training.rounds import first_training, phase_steps
 from ..training.settings import Settings
 from ..training.task import split_ids, with_test_set
@@ -40,7 +40,7 @@ class _Here(Executor):
 
 def _start(config: dict) -> str:
     "Names the first training of a run within its sweep."
-    return json.dumps(first_training(defaultdict(str, {k: config[k] for k in ("labeled_ratio", "seed", "recipe", "settings")})))
+    return json.dumps(first_training(defaultdict(str, {k: config[k] for k in ("labeled_ratio", "seed", "strategy", "settings")})))
 
 class _Course:
     "The course of a sweep: what waits, what is worked on, what is over."
@@ -53,7 +53,7 @@ class _Course:
         self.rates, self.heard = {}, {} # ratio -> learning rate; folder -> rounds that were spoken of
         self.first = {_start(r.config): r.folder for r in _with_teacher(out)} # first training -> the run that has done it or is about to
         self.left = _steps_left(jobs) # folder -> steps
-        self.bar = progress(total=sum(self.left.values()), desc=self._stand(), unit="step", smoothing=0)
+        self.bar = progress(total=sum(self.left.values()), desc=self._status(), unit="step", smoothing=0)
 
     def go(self) -> None:
         "Do all runs. Whatever stops the sweep calls off those that have not begun."
@@ -71,8 +71,8 @@ class _Course:
             if (ready := self._ready(job)) is None: continue
             self.waiting.remove(job)
             self._hand_over(ready)
-            self._hear(0)
-        self._hear(self.tick)
+            self._poll(0)
+        self._poll(self.tick)
 
     def _ready(self, job: Job) -> Job | None:
         "The job with its learning rate and its donor, or None while it has to wait."
@@ -94,15 +94,15 @@ class _Course:
         if (job.folder / "config.json").exists() and begin_job(self.common, self.common.data, job).result: return self._end(job, None)
         self.heard[job.folder] = len(Run(job.folder).records()) or int(job.donor is not None and bool(Run(job.donor).records()))
         if self.executor: self.running[self.executor.submit(work, self.common, job)] = job
-        else: self.running[_Here().submit(work, self.common, job, lambda: self._listen(job))] = job
+        else: self.running[_Here().submit(work, self.common, job, lambda: self._report(job))] = job
 
-    def _hear(self, patience: float) -> None:
+    def _poll(self, patience: float) -> None:
         "Wait for a run to end, but not for longer than so many seconds; say what rounds there are."
         done, _ = wait(self.running, patience, FIRST_COMPLETED)
-        for job in self.running.values(): self._listen(job)
+        for job in self.running.values(): self._report(job)
         for future in done: self._end(self.running.pop(future), future)
 
-    def _listen(self, job: Job) -> None:
+    def _report(self, job: Job) -> None:
         "Say which rounds the run has done since the last time."
         for record in Run(job.folder).records()[self.heard[job.folder]:]:
             self.heard[job.folder] += 1
@@ -121,9 +121,9 @@ class _Course:
         if failure and not job.scored: raise UserError(failure.error)
         if failure: self._note(job, failure)
         elif future and job.scored and len(read_results(self.out)): self.text = write_tables(self.out, images=False)
-        if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]): rmtree(shelf(job).parent, ignore_errors=True)
+        if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]): rmtree(cache_dir(job).parent, ignore_errors=True)
         self._advance(job, self.left[job.folder])
-        self.bar.set_description(self._stand())
+        self.bar.set_description(self._status())
 
     def _failure(self, job: Job, future: Future) -> Failure | None:
         "What the run answered; or what became of its worker."
@@ -135,7 +135,7 @@ class _Course:
         self.failed[job.folder.name] = failure
         self.say(f"{job.folder.name} failed: {failure.error}")
 
-    def _stand(self) -> str:
+    def _status(self) -> str:
         "How far the sweep is."
         runs = len({*(j.folder for j in self.waiting), *self.over, *(j.folder for j in self.running.values())})
         return f"{len(self.over)} of {runs} runs" + f", {len(self.failed)} failed" * bool(self.failed)
@@ -151,8 +151,8 @@ def _steps_left(jobs: list[Job]) -> dict[Path, int]: # folder -> steps
     left, seen = {}, set()
     for job in jobs:
         run, total = Run(job.folder), job.settings.steps
-        start = _start(dict(labeled_ratio=job.ratio, seed=job.seed, recipe=job.recipe, settings=to_dict(job.settings)))
-        adopted = phase_steps(total, job.recipe["rounds"], job.settings.teacher_share)[0] if start in seen else 0
+        start = _start(dict(labeled_ratio=job.ratio, seed=job.seed, strategy=job.strategy, settings=to_dict(job.settings)))
+        adopted = phase_steps(total, job.strategy["rounds"], job.settings.teacher_share)[0] if start in seen else 0
         seen.add(start)
         left[job.folder] = 0 if run.result else total - max(adopted, sum(r.steps for r in run.records()))
     return left
@@ -186,7 +186,7 @@ class Sweep:
 
 def sweep(
     data: Data,
-    recipes: Sequence[Recipe | str], # strategies; the supervised baseline is always run
+    strategies: Sequence[Strategy | str], # strategies; the supervised baseline is always run
     ratios: Sequence[float] = (0.05, 0.10), # shares of labeled images
     seeds: Sequence[int] = (0,), # each changes labels, initial weights and order
     out: str | Path = "sweep",
@@ -198,9 +198,9 @@ def sweep(
     source: dict | None = None, # how the data were opened, plain JSON: written into the run folders
 ) -> Sweep:
     "Run every combination below `out/runs`, resuming what was begun; write results.csv and summary.csv after each run. A run that fails does not keep the others from ending; `UserError` where all have failed."
-    data, chosen = with_test_set(data), [named_recipe(r) if isinstance(r, str) else r for r in recipes]
+    data, chosen = with_test_set(data), [named_strategy(r) if isinstance(r, str) else r for r in strategies]
     _check_names(chosen)
-    methods = [named_recipe("supervised")] + [r for r in chosen if r.name != "supervised"]
+    methods = [named_strategy("supervised")] + [r for r in chosen if r.name != "supervised"]
     _check(data, methods, ratios, seeds, settings, learning_rates)
     common = Common(data, device, source, foreign_modules(methods, settings))
     if executor: _check_executor(executor, common, methods, settings)
@@ -212,7 +212,7 @@ def sweep(
     if first and first.mendable and not course.text: raise UserError(first.error)
     return Sweep(folder, course.text, {name: failure.error for name, failure in sorted(course.failed.items())})
 
-def _check_executor(executor: Executor, common: Common, methods: list[Recipe], settings: Settings) -> None:
+def _check_executor(executor: Executor, common: Common, methods: list[Strategy], settings: Settings) -> None:
     "`UserError` where workers could not do the runs."
     if processes() > 1: raise UserError(f"{processes()} processes were launched for each run, and workers for several runs are asked for, too; expected one of both, so leave --workers and --dask out, or do not use accelerate launch")
     ask_worker(executor, common.modules, methods, settings)
@@ -226,7 +226,7 @@ def _signed(out: Path, common: Common, elsewhere: bool) -> Iterator[Common]:
     try: yield common
     finally: common.sign.unlink(missing_ok=True)
 
-def _jobs(out: Path, methods: list[Recipe], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> list[Job]:
+def _jobs(out: Path, methods: list[Strategy], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> list[Job]:
     "All runs, by ratio: those that tune, then seed by seed the baseline and the strategies."
     jobs = []
     for ratio in ratios:
@@ -238,10 +238,10 @@ def _tuning(out: Path, ratio: float, seed: int, settings: Settings, learning_rat
     "The supervised baseline with each learning rate; nothing is scored on the test set."
     begun = sorted((out / "tuning").glob(f"r{ratio:g}-lr*/config.json"))
     if begun: seed = read_json(begun[0])["seed"] # seeds that are added later get the same rate
-    supervised = to_dict(named_recipe("supervised"))
+    supervised = to_dict(named_strategy("supervised"))
     return [Job(out / "tuning" / f"r{ratio:g}-lr{rate:g}", supervised, ratio, seed, replace(settings, learning_rate=rate), scored=False) for rate in learning_rates]
 
-def _check(data: Data, methods: list[Recipe], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> None:
+def _check(data: Data, methods: list[Strategy], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> None:
     "`UserError` for what would stop the sweep half-way, before anything is trained."
     for name, values in (("labeled ratios", ratios), ("seeds", seeds), ("learning rates", learning_rates)):
         if not len(values): raise UserError(f"{name}: found none; expected at least one, so name one")
@@ -249,7 +249,7 @@ def _check(data: Data, methods: list[Recipe], ratios: Sequence[float], seeds: Se
     for method in methods: phase_steps(settings.steps, method.rounds, settings.teacher_share)
     for ratio in ratios: split_ids(data, ratio, seeds[0])
 
-def _check_names(recipes: list[Recipe]) -> None:
-    "Two recipes of one name would share a folder."
-    names = [r.name for r in recipes]
-    if twice := {n for n in names if names.count(n) > 1}: raise UserError(f"strategy {', '.join(sorted(twice))} is given twice; expected different names, so rename one with replace(recipe, name=…)")
+def _check_names(strategies: list[Strategy]) -> None:
+    "Two strategies of one name would share a folder."
+    names = [r.name for r in strategies]
+    if twice := {n for n in names if names.count(n) > 1}: raise UserError(f"strategy {', '.join(sorted(twice))} is given twice; expected different names, so rename one with replace(strategy, name=…)")

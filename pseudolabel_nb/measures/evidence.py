@@ -129,7 +129,7 @@ def seeds_needed(
 # %% ../../nbs/measures/03_evidence.ipynb #e271e461
 @dataclass(frozen=True)
 class Evidence:
-    "What the paired gains of one recipe say: interval, signs, exact and t test, d_z, and how many seeds more would tell."
+    "What the paired gains of one strategy say: interval, signs, exact and t test, d_z, and how many seeds more would tell."
     interval: Interval
     signs: Signs
     p_sign_flip: float
@@ -201,8 +201,8 @@ def _say(e: Evidence, name: str, metric: str) -> str:
 
 def sentence(
     gains: Sequence[float], # method minus baseline, one a seed, as shares: 0.041 is 4.1 points
-    name: str, # of the recipe
+    name: str, # of the strategy
     metric: str = "F1", # what the gains are of
 ) -> str: # p is that of the sign flips
-    "What may be said about a recipe, numbers in points (×100); raises `UserError` for none or nan."
+    "What may be said about a strategy, numbers in points (×100); raises `UserError` for none or nan."
     return _say(weigh(gains), name, metric)

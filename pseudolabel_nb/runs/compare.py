@@ -54,7 +54,7 @@ def _leaf(value): # hashable
 
 def flatten(
     config: dict, # as in config.json
-    at: str = "", # where it stands: "recipe."
+    at: str = "", # where it stands: "strategy."
 ) -> dict: # dotted name -> value
     "A nested configuration as one level of dotted names."
     flat = {}
@@ -65,7 +65,7 @@ def flatten(
             kind = value.get("kind", "")
             if str(kind).lower() not in ("", key): flat[name] = _leaf(kind)
             flat |= flatten({k: v for k, v in value.items() if k != "kind"}, f"{name}.")
-    for name in ("recipe.about", "fingerprint.labeled"): flat.pop(name, None) # goes with the recipe; with the seed
+    for name in ("strategy.about", "fingerprint.labeled"): flat.pop(name, None) # goes with the strategy; with the seed
     return flat
 
 # %% ../../nbs/runs/01_compare.ipynb #cdbc22e4
@@ -85,9 +85,9 @@ class RunFacts:
     error: str # "" unless it failed
 
     @property
-    def recipe(self) -> str:
-        "The recipe's name."
-        return str(self.config.get("recipe.name", "unnamed"))
+    def strategy(self) -> str:
+        "The strategy's name."
+        return str(self.config.get("strategy.name", "unnamed"))
 
     @cached_property
     def numbers(self) -> dict[str, float]: # nan where there is none yet
@@ -112,7 +112,7 @@ def read_facts(
     config, rounds, result, error = run.config, read_jsonl(run.folder / "rounds.jsonl"), run.result or {}, run.error or {}
     for file, found in {"config.json": config, "result.json": result, "error.json": error, **{f"rounds.jsonl, line {k}": r for k, r in enumerate(rounds, 1)}}.items():
         if not isinstance(found, dict): raise UserError(f"{run.folder / file}: found {str(found)[:40]!r}; expected a table of names and values, so restore the file or remove the run")
-    origin = {"recipe.branched": f"{o['name']}, round {o['round']}"} if (o := run.origin) else {} # not in config.json, which a resumed run is compared with
+    origin = {"strategy.branched": f"{o['name']}, round {o['round']}"} if (o := run.origin) else {} # not in config.json, which a resumed run is compared with
     return RunFacts(run, name or run.name, run.status, flatten(config) | origin, rounds, result, str(error.get("error", "")).strip())
 
 # %% ../../nbs/runs/01_compare.ipynb #16ebeb0e
@@ -127,14 +127,14 @@ def _by_size(value) -> tuple:
 class Group:
     "Runs that differ in their seed alone."
     label: str # "class_balanced, labeled_ratio 0.05"
-    values: dict # what tells it from the other groups: "recipe.name" and dotted names
+    values: dict # what tells it from the other groups: "strategy.name" and dotted names
     members: tuple[RunFacts, ...] # one a seed
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "Runs beside each other, as they were when they were read. Made by `compare`."
     facts: tuple[RunFacts, ...]
-    baseline: str = "supervised" # name of a recipe
+    baseline: str = "supervised" # name of a strategy
     damaged: dict[str, str] = field(default_factory=dict) # folder -> why it is left out
 
     @cached_property
@@ -149,20 +149,20 @@ class Comparison:
 
     @cached_property
     def differs(self) -> list[str]:
-        "Dotted names of what is not the same in all runs, the recipe's name first."
-        return sorted((n for n in self._values if n not in self.same), key=lambda n: n != "recipe.name")
+        "Dotted names of what is not the same in all runs, the strategy's name first."
+        return sorted((n for n in self._values if n not in self.same), key=lambda n: n != "strategy.name")
 
     @cached_property
-    def _varies(self) -> dict[str, set]: # dotted name -> recipes, or data sets
-        "For the fields of recipes and data sets that differ: in which of them the field takes more than one value. A field that an older run does not have yet is no value."
-        leaders = {n: "recipe.name" if n.startswith("recipe.") else "data" for n in self.differs if n.startswith("recipe.") or n in ("classes", "read") or n.startswith("fingerprint.")}
+    def _varies(self) -> dict[str, set]: # dotted name -> strategies, or data sets
+        "For the fields of strategies and data sets that differ: in which of them the field takes more than one value. A field that an older run does not have yet is no value."
+        leaders = {n: "strategy.name" if n.startswith("strategy.") else "data" for n in self.differs if n.startswith("strategy.") or n in ("classes", "read") or n.startswith("fingerprint.")}
         pairs = {n: {(f.config.get(leader), f.config[n]) for f in self.facts if n in f.config} for n, leader in leaders.items()}
         return {n: {of for of, k in Counter(of for of, _ in found).items() if k > 1} for n, found in pairs.items()}
 
     @cached_property
     def apart(self) -> list[str]:
-        "Of those, what tells groups of one recipe apart: neither the seed nor what goes with the name of the recipe or of the data."
-        return [n for n in self.differs if n not in ("seed", "recipe.name") and self._varies.get(n, True)]
+        "Of those, what tells groups of one strategy apart: neither the seed nor what goes with the name of the strategy or of the data."
+        return [n for n in self.differs if n not in ("seed", "strategy.name") and self._varies.get(n, True)]
 
     @cached_property
     def table(self): # pandas.DataFrame
@@ -174,22 +174,22 @@ class Comparison:
 
     def _pair(self, facts: RunFacts) -> tuple:
         "What a run and its baseline have in common."
-        return facts.images, *(facts.config.get(n, math.nan) for n in ("seed", *self.apart) if not n.startswith("recipe."))
+        return facts.images, *(facts.config.get(n, math.nan) for n in ("seed", *self.apart) if not n.startswith("strategy."))
 
     @cached_property
     def groups(self) -> list[Group]:
         "Runs that differ in their seed alone, each seed once; the baseline's groups come first."
         found = {}
         for f in sorted(self.facts, key=lambda f: f.status != "finished"):
-            found.setdefault((f.recipe, *(f.config.get(n, math.nan) for n in self.apart)), {}).setdefault(self._pair(f), f)
+            found.setdefault((f.strategy, *(f.config.get(n, math.nan) for n in self.apart)), {}).setdefault(self._pair(f), f)
         order = sorted(found, key=lambda key: (key[0] != self.baseline, *map(_by_size, key)))
         return [self._group(key, tuple(found[key].values())) for key in order]
 
     def _group(self, key: tuple, members: tuple[RunFacts, ...]) -> Group:
         "The group, with its label."
-        values = dict(zip(("recipe.name", *self.apart), key))
-        telling = {n: v for n, v in values.items() if v == v and n != "recipe.name" and (not n.startswith("recipe.") or key[0] in self._varies[n])}
-        said = [f"{n.removeprefix('recipe.').removeprefix('settings.')} {shorten(str(v), 40, placeholder=' …')}" for n, v in telling.items()]
+        values = dict(zip(("strategy.name", *self.apart), key))
+        telling = {n: v for n, v in values.items() if v == v and n != "strategy.name" and (not n.startswith("strategy.") or key[0] in self._varies[n])}
+        said = [f"{n.removeprefix('strategy.').removeprefix('settings.')} {shorten(str(v), 40, placeholder=' …')}" for n, v in telling.items()]
         return Group(", ".join([key[0], *said]), values, members)
 
     def gains(
@@ -200,16 +200,16 @@ class Comparison:
         "Mean paired gain over the baseline with its interval (Student's t), seeds, how many of them gained, and how many have no baseline. Raises `UserError` where there is no baseline at all."
         import pandas as pd
         base = {self._pair(f): f.numbers[metric] for g in reversed(self._baselines(metric)) for f in g.members if f.numbers[metric] == f.numbers[metric]}
-        rows = [_gain_row(g, metric, [base.get(self._pair(f)) for f in g.members], confidence) for g in self.groups if g.values["recipe.name"] != self.baseline]
-        return pd.DataFrame(rows, columns=["recipe.name", *self.apart, "mean", "low", "high", "n", "positives", "unpaired"])
+        rows = [_gain_row(g, metric, [base.get(self._pair(f)) for f in g.members], confidence) for g in self.groups if g.values["strategy.name"] != self.baseline]
+        return pd.DataFrame(rows, columns=["strategy.name", *self.apart, "mean", "low", "high", "n", "positives", "unpaired"])
 
     def _baselines(self, metric: str) -> list[Group]:
         "Groups of the baseline; `UserError` where there are none, or no such metric."
         known = self.facts[0].numbers
         if metric not in known: raise UserError(f"unknown metric {metric!r}; expected one of: {', '.join(known)}")
-        if found := [g for g in self.groups if g.values["recipe.name"] == self.baseline]: return found
-        names = ", ".join(sorted({f.recipe for f in self.facts}))
-        raise UserError(f"no run of the baseline {self.baseline!r} among {len(self.facts)}; found the recipes {names}, so pass baseline= one of them, or add its runs")
+        if found := [g for g in self.groups if g.values["strategy.name"] == self.baseline]: return found
+        names = ", ".join(sorted({f.strategy for f in self.facts}))
+        raise UserError(f"no run of the baseline {self.baseline!r} among {len(self.facts)}; found the strategies {names}, so pass baseline= one of them, or add its runs")
 
     def only(
         self,
@@ -227,8 +227,8 @@ class Comparison:
         return f"{len(self.facts)} run{'s' * (len(self.facts) != 1)}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
 
     def _shown(self): # pandas.DataFrame
-        "The first rows, without what goes with the name of the recipe or of the data."
-        return self.table.drop(columns=[n for n in self.differs if n not in ("recipe.name", "seed", *self.apart)]).head(_most_rows)
+        "The first rows, without what goes with the name of the strategy or of the data."
+        return self.table.drop(columns=[n for n in self.differs if n not in ("strategy.name", "seed", *self.apart)]).head(_most_rows)
 
     def __repr__(self):
         rest = len(self.facts) - _most_rows
@@ -278,7 +278,7 @@ def _collect(runs) -> list[Run]:
 
 def compare(
     runs: str | Path | Run | Iterable[str | Path | Run], # a folder with runs in it, or several runs and folders
-    baseline: str = "supervised", # name of the recipe that the others are compared with
+    baseline: str = "supervised", # name of the strategy that the others are compared with
 ) -> Comparison:
     "Read all these runs, whatever their state; one that is damaged is left out with a warning. Raises `UserError` where none is left."
     found, facts, damaged = _collect(runs), [], {}

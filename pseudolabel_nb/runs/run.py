@@ -121,7 +121,7 @@ class Run:
 
     @property
     def config(self) -> dict:
-        "What was asked: data, recipe, settings, ratio, seed."
+        "What was asked: data, strategy, settings, ratio, seed."
         return self._table("config.json")
 
     @property
@@ -162,7 +162,7 @@ class Run:
         if self.error: return "failed"
         rounds = len(read_jsonl(self.folder / "rounds.jsonl"))
         if not rounds: return "new"
-        return "trained, not scored" if rounds > self.config["recipe"].get("rounds", rounds) else "running or interrupted"
+        return "trained, not scored" if rounds > self.config["strategy"].get("rounds", rounds) else "running or interrupted"
 
     def records(self) -> list[RoundRecord]:
         "One record a finished round, in order."
@@ -202,9 +202,9 @@ def _rounds_table(records: list[RoundRecord]) -> Html:
 def _asked(run: Run) -> list[tuple]:
     "What was asked for, of what its files say."
     config, split = (read_json(path) if (path := run.folder / f"{name}.json").exists() else {} for name in ("config", "split"))
-    recipe, ratio, labeled = config.get("recipe", {}), config.get("labeled_ratio"), split.get("labeled")
-    name = ": ".join(filter(None, (recipe.get("name"), recipe.get("about"))))
-    return [("recipe", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"), ("data", config.get("data")), ("labeled images", labeled and f"{len(labeled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")), ("seed", config.get("seed"))]
+    strategy, ratio, labeled = config.get("strategy", {}), config.get("labeled_ratio"), split.get("labeled")
+    name = ": ".join(filter(None, (strategy.get("name"), strategy.get("about"))))
+    return [("strategy", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"), ("data", config.get("data")), ("labeled images", labeled and f"{len(labeled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")), ("seed", config.get("seed"))]
 
 def _run_card(run: Run) -> str:
     "A run as a card."
@@ -219,7 +219,7 @@ def open_run(
     "Open a run folder; `UserError` if it is none."
     if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
     run = Run(folder)
-    run._table("config.json", "recipe")
+    run._table("config.json", "strategy")
     return run
 
 # %% ../../nbs/runs/00_run.ipynb #cd958138

@@ -6,9 +6,9 @@
 __all__ = ['copy_paste']
 
 # %% ../../nbs/strategies/14_copy_paste.ipynb #4aa578dd
-from .parts import Recipe, Student, Teacher
+from .parts import Strategy, Student, Teacher
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/14_copy_paste.ipynb #37d36979
-copy_paste = Recipe("copy_paste", ClassThresholds(0.60, 0.80), teacher=Teacher("average"), refresh="step", rounds=1,
+copy_paste = Strategy("copy_paste", ClassThresholds(0.60, 0.80), teacher=Teacher("average"), refresh="step", rounds=1,
     student=Student(sampling="paired", mixing="copy_paste"), about="labeled foreground pasted into unlabeled windows and back; the average labels at every step")

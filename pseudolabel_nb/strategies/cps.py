@@ -6,9 +6,9 @@
 __all__ = ['cps']
 
 # %% ../../nbs/strategies/13_cps.ipynb #3ee3ca9b
-from .parts import Recipe, Student, Teacher
+from .parts import Strategy, Student, Teacher
 from .threshold import EveryPixel
 
 # %% ../../nbs/strategies/13_cps.ipynb #3304457c
-cps = Recipe("cps", EveryPixel(), teacher=Teacher("peer", members=2), refresh="step", rounds=1,
+cps = Strategy("cps", EveryPixel(), teacher=Teacher("peer", members=2), refresh="step", rounds=1,
     student=Student(sampling="paired", networks=2, ramp_up=0.1), about="two networks teach each other at every step")

@@ -6,9 +6,9 @@
 __all__ = ['fixmatch']
 
 # %% ../../nbs/strategies/11_fixmatch.ipynb #7f3fba69
-from .parts import Recipe, Student, Teacher
+from .parts import Strategy, Student, Teacher
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/11_fixmatch.ipynb #7dc1a8b7
-fixmatch = Recipe("fixmatch", ClassThresholds(0.60, 0.80), teacher=Teacher("average"), refresh="step", rounds=1,
+fixmatch = Strategy("fixmatch", ClassThresholds(0.60, 0.80), teacher=Teacher("average"), refresh="step", rounds=1,
     student=Student(sampling="paired", views="strong", mixing="cutmix"), about="the average labels a window as it is; the student learns it from a strong view with CutMix")

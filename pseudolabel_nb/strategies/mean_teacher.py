@@ -6,9 +6,9 @@
 __all__ = ['mean_teacher']
 
 # %% ../../nbs/strategies/10_mean_teacher.ipynb #a454d8b7
-from .parts import Recipe, Student, Teacher
+from .parts import Strategy, Student, Teacher
 from .threshold import EveryPixel
 
 # %% ../../nbs/strategies/10_mean_teacher.ipynb #4a75cf50
-mean_teacher = Recipe("mean_teacher", EveryPixel(), teacher=Teacher("average"), refresh="step", rounds=1,
+mean_teacher = Strategy("mean_teacher", EveryPixel(), teacher=Teacher("average"), refresh="step", rounds=1,
     student=Student(weight=10.0, ramp_up=0.3, sampling="paired", loss="consistency"), about="the student's average teaches it at every step; soft consistency, ramped up")

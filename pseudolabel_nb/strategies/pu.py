@@ -6,9 +6,9 @@
 __all__ = ['pu']
 
 # %% ../../nbs/strategies/15_pu.ipynb #17df12a9
-from .parts import Recipe, Student, Teacher
+from .parts import Strategy, Student, Teacher
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/15_pu.ipynb #e90b016c
-pu = Recipe("pu", ClassThresholds(0.60, 0.80), teacher=Teacher(loss="nnpu", combine="reliable_negatives"), student=Student(sampling="paired"),
+pu = Strategy("pu", ClassThresholds(0.60, 0.80), teacher=Teacher(loss="nnpu", combine="reliable_negatives"), student=Student(sampling="paired"),
     about="foreground from pseudo-labels, background from a positive-unlabeled network, where both agree")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UserError, pick
+from ..core import UserError, lookup
 from ..models.networks import two_logits
 from .losses import per_pixel, register_loss
 
@@ -34,7 +34,7 @@ def foreground_prior(
     ratios: tuple[float, ...] | None, # (C,) class ratios, background first
 ) -> float: # in (0, 1)
     "The share of foreground; `UserError` where there is none, or nothing else."
-    if ratios is None or not 0 < ratios[0] < 1: raise UserError(f"prior is {ratios}; expected the ratios of background and foreground in the unlabeled images, such as (0.96, 0.04), so give the recipe a prior, such as prior=0.04")
+    if ratios is None or not 0 < ratios[0] < 1: raise UserError(f"prior is {ratios}; expected the ratios of background and foreground in the unlabeled images, such as (0.96, 0.04), so give the strategy a prior, such as prior=0.04")
     return 1 - ratios[0]
 
 # %% ../../nbs/training/02_pu_losses.ipynb #c40fc216
@@ -49,7 +49,7 @@ def nnpu_risk(
     surrogate: str = "sigmoid", # or "logistic"
 ) -> Tensor: # scalar
     "Non-negative positive–unlabeled risk with the gradient of Algorithm 1 (Kiryo 2017); 0 where P or U is empty."
-    cost = pick(surrogates, surrogate, "surrogate")
+    cost = lookup(surrogates, surrogate, "surrogate")
     if not (len(scores_p) and len(scores_u)): return 0 * (scores_p.sum() + scores_u.sum())
     positives = prior * cost(scores_p).mean()
     negatives = cost(-scores_u).mean() - prior * cost(-scores_p).mean()

@@ -23,7 +23,7 @@ from ..models.distributed import own_folder
 from ..models.networks import build_network
 from ..runs.branch import steps_left
 from ..runs.run import RoundRecord, Run, locked
-from ..strategies.parts import Recipe, Student
+from ..strategies.parts import Strategy, Student
 from ..strategies.pseudo_images import PseudoImages, UnlabeledImages
 from .pretraining import pretrain, pretrained_path
 from .loop import Phase, checkpoint_name, train
@@ -46,8 +46,8 @@ def phase_steps(
 # %% ../../nbs/training/10_rounds.ipynb #5e7acc15
 def _first_phase(task: Task, steps: int, pretrained: Path | None) -> Phase:
     "What the first teacher, or its first member, learns from."
-    teacher = task.recipe.teacher
-    positives = Student(loss=teacher.loss, sampling="paired", background=task.recipe.student.background)
+    teacher = task.strategy.teacher
+    positives = Student(loss=teacher.loss, sampling="paired", background=task.strategy.student.background)
     seeds = teacher.members if teacher.source == "seeds" else 1
     if steps < seeds: raise UserError(f"{steps} steps are left for the labels and {seeds} members of the first teacher; expected some for each, so raise --steps, or lower teacher.members or teacher.pretraining")
     return Phase(0, steps // seeds, task.labeled, task.val, UnlabeledImages(task.unlabeled) if teacher.loss else None, positives if teacher.loss else Student(),
@@ -59,7 +59,7 @@ def _pretrained(task: Task, steps: int) -> Path | None:
 
 def _first_teacher(task: Task, steps: int) -> tuple[dict, str, tuple[str, ...]]: # facts and checkpoint of the best; checkpoints of all
     "Train the first teacher, each member in turn."
-    teacher = task.recipe.teacher
+    teacher = task.strategy.teacher
     before = int(teacher.pretraining * steps)
     phase = _first_phase(task, steps - before, _pretrained(task, before))
     seeds = teacher.members if teacher.source == "seeds" else 1
@@ -76,20 +76,20 @@ def _snapshots(task: Task, number: int) -> tuple[str, ...]:
 # %% ../../nbs/training/10_rounds.ipynb #06164e0c
 def _starts(task: Task, teacher: RoundRecord) -> tuple[Path, ...]:
     "The weights that the student, or each of two, begins with."
-    if task.recipe.student.start == "restart": return ()
-    several = teacher.members if task.recipe.student.networks > 1 else ()
+    if task.strategy.student.start == "restart": return ()
+    several = teacher.members if task.strategy.student.networks > 1 else ()
     return tuple(task.run.folder / c for c in several or (teacher.checkpoint,))
 
 def _student(task: Task, number: int, steps: int, pseudo: PseudoImages, teacher: RoundRecord) -> tuple[dict, PseudoImages]: # facts; the last pseudo-labels
     "Train the round's student."
-    recipe, last = task.recipe, [pseudo]
+    strategy, last = task.strategy, [pseudo]
     def refreshed(network, step):
         "Label anew, and keep the labels for the record."
         last[0] = relabel(task, number, network, step)
         return last[0]
-    snapshots = recipe.teacher.members if recipe.teacher.source == "snapshots" and recipe.teacher.members > 1 else 0
-    phase = Phase(number, steps, task.labeled, task.val, pseudo, recipe.student, recipe.teacher, recipe.live, _starts(task, teacher), task.seed, snapshots=snapshots,
-                  prior=task.prior.ratios, every=recipe.refresh if isinstance(recipe.refresh, int) else 0, refreshed=refreshed)
+    snapshots = strategy.teacher.members if strategy.teacher.source == "snapshots" and strategy.teacher.members > 1 else 0
+    phase = Phase(number, steps, task.labeled, task.val, pseudo, strategy.student, strategy.teacher, strategy.live, _starts(task, teacher), task.seed, snapshots=snapshots,
+                  prior=task.prior.ratios, every=strategy.refresh if isinstance(strategy.refresh, int) else 0, refreshed=refreshed)
     return train(phase, task.settings, task.run.folder, task.device), last[0]
 
 def _gate(task: Task, facts: dict, teacher: RoundRecord) -> dict:
@@ -140,10 +140,10 @@ def _student_round(task: Task, number: int, steps: int) -> RoundRecord:
     began, records, teacher = time.perf_counter(), task.run.records(), task.run.best()
     pseudo, report = pseudo_images(task, number, records)
     facts, pseudo = _student(task, number, steps, pseudo, teacher)
-    selected = _selection_facts(pseudo, facts["kept"] if task.recipe.live else pseudo.kept(), task)
-    fallen = collapse(selected["ratio_pseudo"], facts["predicted"], task.prior.foreground) if len(task.unlabeled) and task.recipe.student.weight > 0 else ""
+    selected = _selection_facts(pseudo, facts["kept"] if task.strategy.live else pseudo.kept(), task)
+    fallen = collapse(selected["ratio_pseudo"], facts["predicted"], task.prior.foreground) if len(task.unlabeled) and task.strategy.student.weight > 0 else ""
     gate = _gate(task, facts, teacher)
-    peers = tuple(checkpoint_name(number, k) for k in range(task.recipe.student.networks)) if task.recipe.student.networks > 1 else _snapshots(task, number)
+    peers = tuple(checkpoint_name(number, k) for k in range(task.strategy.student.networks)) if task.strategy.student.networks > 1 else _snapshots(task, number)
     return RoundRecord(round=number, checkpoint=checkpoint_name(number), members=peers, agreement=report, warning=_warnings(task, pseudo, fallen),
                        seconds=round(time.perf_counter() - began, 2), **_facts(facts, steps, task), **selected, **dict(gate, accepted=gate["accepted"] and not fallen))
 
@@ -155,7 +155,7 @@ def rounds(
     "Train the rounds that are still to do, one at each `next`. Raises `UserError` where another process works in the folder."
     task = open_task(run, data)
     done = [r.steps for r in run.records()] # of a branch perhaps other than `phase_steps` says
-    steps = done + steps_left(task.settings.steps, done, task.recipe.rounds) if done else phase_steps(task.settings.steps, task.recipe.rounds, task.settings.teacher_share)
+    steps = done + steps_left(task.settings.steps, done, task.strategy.rounds) if done else phase_steps(task.settings.steps, task.strategy.rounds, task.settings.teacher_share)
     with locked(run.folder):
         for number in range(len(run.records()), len(steps)):
             record = _student_round(task, number, steps[number]) if number else _teacher_round(task, steps[0])
@@ -171,7 +171,7 @@ def finish(
     "Score the best round on the test set, once, and write `result.json`."
     if run.result: return run.result
     task, best, records = open_task(run, data), run.best(), run.records()
-    if len(records) <= task.recipe.rounds: raise UserError(f"{run.folder}: {len(records)} of {task.recipe.rounds + 1} rounds are done; expected all, so let `rounds` run to its end first")
+    if len(records) <= task.strategy.rounds: raise UserError(f"{run.folder}: {len(records)} of {task.strategy.rounds + 1} rounds are done; expected all, so let `rounds` run to its end first")
     network = build_network(task.settings.network, task.labeled.channels, task.labeled.n_classes, **task.settings.network_options)
     load_network(run.folder / best.checkpoint, network)
     test = with_test_set(data).test.subset(run.split["test"])
@@ -190,13 +190,13 @@ def finish(
 
 def run(
     data: Data,
-    recipe: Recipe | str = "class_balanced", # or a registered name
+    strategy: Strategy | str = "class_balanced", # or a registered name
     out: str | Path = "run", # the run folder
     **options, # to `begin`: labeled_ratio, seed, settings, device
 ) -> Run:
     "Begin a run or go on with it, train all its rounds, score it once."
     with own_folder(out) as folder:
-        begun = begin(data, recipe, folder, **options)
+        begun = begin(data, strategy, folder, **options)
         for _ in rounds(begun, data): pass
         finish(begun, data)
     return begun
@@ -206,12 +206,12 @@ def first_training(
     config: dict, # of a run
 ) -> tuple:
     "What the first teacher of a run depends on, beside the data: two runs in which it is the same have the same first teacher."
-    recipe, settings = config["recipe"], config["settings"]
-    teacher = recipe["teacher"]
+    strategy, settings = config["strategy"], config["settings"]
+    teacher = strategy["teacher"]
     made = [teacher[k] for k in ("members", "source", "loss")] if teacher["members"] > 1 or teacher["loss"] else []
-    extra = [recipe["prior"], recipe["student"]["background"]] if teacher["loss"] else []
+    extra = [strategy["prior"], strategy["student"]["background"]] if teacher["loss"] else []
     if teacher.get("pretraining"): extra += ["pretraining", teacher["pretraining"]]
-    return config["data"], config["read"], config.get("fingerprint"), config["labeled_ratio"], config["seed"], settings, phase_steps(settings["steps"], recipe["rounds"], settings["teacher_share"])[0], made, extra
+    return config["data"], config["read"], config.get("fingerprint"), config["labeled_ratio"], config["seed"], settings, phase_steps(settings["steps"], strategy["rounds"], settings["teacher_share"])[0], made, extra
 
 def adopt_teacher(
     run: Run, # begun, nothing trained

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import UserError, from_dict, pick, read_json, to_dict
+from ..core import UserError, from_dict, lookup, read_json, to_dict
 from ..data.fingerprint import changed_splits, fingerprints
 from ..data.images import Data, ImageSet, Item
 from ..data.splits import divide_by_group, labeled_ids
 from ..measures.prior import Prior, estimate_prior
 from ..models.distributed import joint_device, processes
 from ..runs.run import Run, begin_run, trained
-from ..strategies.parts import Recipe
-from ..strategies.recipes import recipe as named_recipe
+from ..strategies.parts import Strategy
+from ..strategies.strategies import strategy as named_strategy
 from . import pu_losses # noqa: F401 registers its losses
 from .losses import losses, whole_batch_losses
 from .mixing import mixings
@@ -89,15 +89,15 @@ def _check_foreground(data: Data) -> None:
         if not any(np.isin(images.mask(i), (0, 255), invert=True).any() for i in range(len(images))):
             raise UserError(f"{what} masks: no foreground pixel in the {len(images)}, so F1 would be 0 whatever is predicted; expected some, so check how the masks are read, or give other {what} images")
 
-def _check(recipe: Recipe, settings: Settings, n_classes: int) -> None:
-    "`UserError` for what a recipe cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
-    pick(mixings, recipe.student.mixing, "student.mixing")
-    for what, name in (("loss", settings.loss), ("student.loss", recipe.student.loss or settings.loss), ("teacher.loss", recipe.teacher.loss or settings.loss)): pick(losses, name, what)
+def _check(strategy: Strategy, settings: Settings, n_classes: int) -> None:
+    "`UserError` for what a strategy cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
+    lookup(mixings, strategy.student.mixing, "student.mixing")
+    for what, name in (("loss", settings.loss), ("student.loss", strategy.student.loss or settings.loss), ("teacher.loss", strategy.teacher.loss or settings.loss)): lookup(losses, name, what)
     if settings.loss in whole_batch_losses: raise UserError(f"loss is {settings.loss!r}, which learns from labeled and unlabeled windows together; expected a loss of labeled ones, such as ce_dice, so set teacher.loss or student.loss instead")
-    if recipe.live and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
-    if recipe.teacher.source == "snapshots" and recipe.teacher.members > settings.evaluations:
-        raise UserError(f"teacher.members is {recipe.teacher.members} and evaluations {settings.evaluations}; expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
-    if n_classes > 2 and (named := {recipe.teacher.loss, recipe.student.loss} & whole_batch_losses):
+    if strategy.live and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
+    if strategy.teacher.source == "snapshots" and strategy.teacher.members > settings.evaluations:
+        raise UserError(f"teacher.members is {strategy.teacher.members} and evaluations {settings.evaluations}; expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
+    if n_classes > 2 and (named := {strategy.teacher.loss, strategy.student.loss} & whole_batch_losses):
         raise UserError(f"{', '.join(sorted(named))}: learns from two classes, and the data have {n_classes}; merge the categories (multiclass=False), or choose another strategy")
 
 def _as_begun(out: Path, config: dict) -> dict:
@@ -107,7 +107,7 @@ def _as_begun(out: Path, config: dict) -> dict:
 
 def begin(
     data: Data,
-    recipe: Recipe | str, # or a registered name
+    strategy: Strategy | str, # or a registered name
     out: str | Path, # the run folder
     labeled_ratio: float = 0.05, # share of the training images whose labels may be used
     seed: int = 0, # changes labels, initial weights and order together
@@ -116,10 +116,10 @@ def begin(
     source: dict | None = None, # how the data were opened, plain JSON: written into the folder, for whoever repeats the run
 ) -> Run:
     "A new run folder, or the same one to go on with; `UserError` where it holds something else, or was begun on other images."
-    recipe, data = named_recipe(recipe) if isinstance(recipe, str) else recipe, with_test_set(data)
-    _check(recipe, settings, data.train.n_classes)
+    strategy, data = named_strategy(strategy) if isinstance(strategy, str) else strategy, with_test_set(data)
+    _check(strategy, settings, data.train.n_classes)
     _check_foreground(data)
-    config = dict(data=data.name, classes=list(data.classes), read=list(data.notes), labeled_ratio=labeled_ratio, seed=seed, recipe=to_dict(recipe), settings=to_dict(settings))
+    config = dict(data=data.name, classes=list(data.classes), read=list(data.notes), labeled_ratio=labeled_ratio, seed=seed, strategy=to_dict(strategy), settings=to_dict(settings))
     split, device = split_ids(data, labeled_ratio, seed), resolve_device(device)
     config |= dict(fingerprint=fingerprints(data, split["labeled"]))
     return begin_run(out, _as_begun(Path(out), config), split, device, source, **hardware(device))
@@ -142,7 +142,7 @@ def foreground_only(
 class Task:
     "A run folder joined to its images: what training needs."
     run: Run
-    recipe: Recipe
+    strategy: Strategy
     settings: Settings
     seed: int
     device: str
@@ -150,7 +150,7 @@ class Task:
     unlabeled: ImageSet # their masks out of reach
     images: ImageSet # all images to learn from, labeled or not, their masks out of reach
     val: ImageSet # with masks
-    prior: Prior # class ratios of the labeled images, or as the recipe gives them
+    prior: Prior # class ratios of the labeled images, or as the strategy gives them
 
 def open_task(
     run: Run, # begun by `begin`
@@ -159,11 +159,11 @@ def open_task(
     "Read the run's files and find its images in `data`; `UserError` where they are others than those it was begun with."
     data, config, split = with_test_set(data), run.config, run.split
     if others := changed_splits(config.get("fingerprint"), data, split["labeled"]): raise UserError(f"{run.folder}: was begun on other images or masks ({', '.join(others)}); expected the same to go on, so open the data it was begun with, or begin a new run")
-    recipe, seed = from_dict(Recipe, config["recipe"]), config["seed"]
-    labeled, partly = data.train.subset(split["labeled"]), recipe.student.background == "unlabeled"
-    unlabeled, prior = unlabeled_images(data, [] if partly else split["labeled"]), known_prior(labeled, recipe.prior, seed)
+    strategy, seed = from_dict(Strategy, config["strategy"]), config["seed"]
+    labeled, partly = data.train.subset(split["labeled"]), strategy.student.background == "unlabeled"
+    unlabeled, prior = unlabeled_images(data, [] if partly else split["labeled"]), known_prior(labeled, strategy.prior, seed)
     if not partly and not prior.pixels[0]: raise UserError(f"labeled masks: no background pixel in the {len(labeled)}; expected some, or everything would be called foreground, so mark background as 0, or set student.background=unlabeled where only objects are annotated (see pu)")
-    return Task(run, recipe, from_dict(Settings, config["settings"]), seed, run.environment["device"], foreground_only(labeled) if partly else labeled,
+    return Task(run, strategy, from_dict(Settings, config["settings"]), seed, run.environment["device"], foreground_only(labeled) if partly else labeled,
                 unlabeled, unlabeled_images(data, []), data.val.subset(split["val"]), prior)
 
 def known_prior(

@@ -30,7 +30,7 @@ def teacher_checkpoints(
     records: list[RoundRecord], # of the rounds that are done, at least one
 ) -> tuple[str, ...]: # below the run folder
     "The networks that label for the next round, the last accepted one first."
-    teacher, first, last = task.recipe.teacher, records[0], teacher_of(records)
+    teacher, first, last = task.strategy.teacher, records[0], teacher_of(records)
     if teacher.combine == "reliable_negatives": return (last.checkpoint,) if last.round == 0 else (last.checkpoint, first.checkpoint)
     if teacher.members == 1 or teacher.who == "peer": return (last.checkpoint,)
     if teacher.source == "snapshots": return last.members
@@ -47,7 +47,7 @@ def _network(task: Task, checkpoint: str) -> nn.Module:
 def _predict(task: Task, network: nn.Module, folder: Path, tag: str, desc: str) -> Predictions:
     "What a network says of all unlabeled images."
     s = task.settings
-    return predict(network, task.unlabeled, folder, task.labeled.n_classes, teacher=tag, desc=desc, batch_size=s.batch_size, device=task.device, tile=s.tile, flips=task.recipe.teacher.flips)
+    return predict(network, task.unlabeled, folder, task.labeled.n_classes, teacher=tag, desc=desc, batch_size=s.batch_size, device=task.device, tile=s.tile, flips=task.strategy.teacher.flips)
 
 def _predictions(task: Task, number: int, checkpoints: tuple[str, ...]) -> tuple[Predictions, list[Predictions]]: # of all together; of each
     "What the teachers of a round say."
@@ -55,7 +55,7 @@ def _predictions(task: Task, number: int, checkpoints: tuple[str, ...]) -> tuple
     if len(checkpoints) == 1: return _predict(task, _network(task, checkpoints[0]), folder / f"round-{number}", checkpoints[0], desc), []
     members = [_predict(task, _network(task, c), folder / f"round-{number}-member-{k}", c, f"{desc}, member {k + 1}") for k, c in enumerate(checkpoints)]
     weights = [load_tensors(task.run.folder / c)[1]["f1"] for c in checkpoints]
-    return combine(members, folder / f"round-{number}", task.recipe.teacher.combine, weights, teacher=" ".join(checkpoints)), members
+    return combine(members, folder / f"round-{number}", task.strategy.teacher.combine, weights, teacher=" ".join(checkpoints)), members
 
 # %% ../../nbs/training/09_teaching.ipynb #7db65ec8
 watched = 16 # images whose predictions are kept of earlier rounds
@@ -73,9 +73,9 @@ def trusted(
     decision: float, # the teacher's decision threshold
 ) -> PseudoImages:
     "Fit the round's selector; the images that it trusts."
-    context = Context(task.prior.ratios, len(task.labeled), number, task.recipe.rounds, decision)
-    rule = task.recipe.selector_at(number).fit([predictions], context)
-    return PseudoImages(task.unlabeled, predictions, replace(rule, by_confidence=rule.by_confidence or task.recipe.student.by_confidence))
+    context = Context(task.prior.ratios, len(task.labeled), number, task.strategy.rounds, decision)
+    rule = task.strategy.selector_at(number).fit([predictions], context)
+    return PseudoImages(task.unlabeled, predictions, replace(rule, by_confidence=rule.by_confidence or task.strategy.student.by_confidence))
 
 def pseudo_images(
     task: Task,
@@ -87,7 +87,7 @@ def pseudo_images(
     _thin_earlier(task.run.folder / "predictions", number, task.unlabeled.ids)
     pseudo = trusted(task, number, predictions, teacher_of(records).threshold)
     weights = [load_tensors(task.run.folder / m.teacher)[1]["f1"] for m in members]
-    report = agreement(members, pseudo.rule.thresholds, weights, pseudo.ids) if len(members) > 1 and task.recipe.teacher.combine != "reliable_negatives" else {}
+    report = agreement(members, pseudo.rule.thresholds, weights, pseudo.ids) if len(members) > 1 and task.strategy.teacher.combine != "reliable_negatives" else {}
     return pseudo, report
 
 def _thin_earlier(folder: Path, number: int, ids: tuple[str, ...]) -> None:

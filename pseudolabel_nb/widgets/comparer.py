@@ -18,13 +18,13 @@ from .comparer_state import CURVES, METRICS, ORDERS, VIEWS, ComparerState
 from .snapshots import WithSnapshot
 
 # %% ../../nbs/widgets/04_comparer.ipynb #e926c6e3
-_named = {"recipe.name": "recipe", "ratio_pseudo": "pseudo ratio", "labeled_ratio": "labeled"}
+_named = {"strategy.name": "strategy", "ratio_pseudo": "pseudo ratio", "labeled_ratio": "labeled"}
 
 def _said(column: str) -> str:
     "A column's head."
     return _named.get(column, column.rpartition(".")[2]).replace("_", " ")
 
-_widths = {"status": 110, "recipe.name": 120, "error": 200, "seed": 40, "ratio_pseudo": 100, "seconds": 75} | dict.fromkeys(("test_f1", "val_f1", "rounds"), 65) # px, where there is room
+_widths = {"status": 110, "strategy.name": 120, "error": 200, "seed": 40, "ratio_pseudo": 100, "seconds": 75} | dict.fromkeys(("test_f1", "val_f1", "rounds"), 65) # px, where there is room
 
 def _grid(columns: list[str]) -> str:
     "CSS of the columns' widths: they share the page, and the table scrolls where each has shrunk to two thirds."

@@ -27,11 +27,11 @@ def paired(
     metric: str = "test_f1", # one of `METRICS`
 ) -> dict[str, list[float]]: # label of a group -> gains, one a seed; empty where nothing pairs
     "Each group's gains over the runs of the baseline that have the rest in common; of several the newest, as in `Comparison.gains`."
-    apart = [n for n in comparison.apart if not n.startswith("recipe.")]
+    apart = [n for n in comparison.apart if not n.startswith("strategy.")]
     pair = lambda f: (f.images, *(f.config.get(n) for n in ("seed", *apart)))
     score = lambda f: f.numbers[metric]
-    base = {pair(f): score(f) for f in reversed(comparison.facts) if f.recipe == comparison.baseline and score(f) == score(f)}
-    groups = [g for g in comparison.groups if g.values["recipe.name"] != comparison.baseline]
+    base = {pair(f): score(f) for f in reversed(comparison.facts) if f.strategy == comparison.baseline and score(f) == score(f)}
+    groups = [g for g in comparison.groups if g.values["strategy.name"] != comparison.baseline]
     return {g.label: [score(f) - base[pair(f)] for f in g.members if pair(f) in base and score(f) == score(f)] for g in groups}
 
 def say(

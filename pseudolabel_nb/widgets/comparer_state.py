@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import UserError, pick
+from ..core import UserError, lookup
 from ..runs.compare import Comparison, RunFacts, find_runs, read_facts
 from ..runs.curves import plot_curves, plot_ratio
 from .comparer_figures import image_choices, plot_paired, say, show_image
@@ -38,7 +38,7 @@ class ComparerSettings:
     image: str = "" # id of the image shown; "": the first one
 
     def __post_init__(self):
-        for kind, known, value in (("order", ORDERS, self.order), ("view", VIEWS, self.view), ("curve", CURVES, self.curve), ("metric", METRICS, self.metric)): pick(dict.fromkeys(known), value, kind)
+        for kind, known, value in (("order", ORDERS, self.order), ("view", VIEWS, self.view), ("curve", CURVES, self.curve), ("metric", METRICS, self.metric)): lookup(dict.fromkeys(known), value, kind)
         if self.rows < 1: raise UserError(f"rows is {self.rows}; expected at least 1 row a page, such as 10")
 
 # %% ../../nbs/widgets/03a_comparer_state.ipynb #50ad6e41
@@ -104,7 +104,7 @@ def columns(
 ) -> list[str]:
     "Names of the table's columns: the run, what it was asked, the numbers, what it died of."
     c = comparison
-    told = [n for n in c.differs if n in ("recipe.name", "seed", *c.apart)]
+    told = [n for n in c.differs if n in ("strategy.name", "seed", *c.apart)]
     asked = told if differs else [*told, *(n for n in (*c.differs, *c.same) if n not in told)]
     return ["name", "status", *asked, *NUMBERS, *["error"] * any(f.error for f in c.facts)]
 
@@ -140,7 +140,7 @@ class ComparerState:
         folder: str | Path, # with runs at or below it
         data=None, # `Data` the runs were trained on; for images
         *,
-        baseline: str = "supervised", # name of the recipe that the others are compared with
+        baseline: str = "supervised", # name of the strategy that the others are compared with
         oracle: bool = False, # may the hidden labels of unlabeled images be seen, where `data` has them?
         settings: ComparerSettings = ComparerSettings(),
     ):
@@ -219,7 +219,7 @@ class ComparerState:
         s, names = self.settings, self.columns()
         return [row(f, names) for f in self.found()[s.page * s.rows:(s.page + 1) * s.rows]]
 
-    def pick(self, name: str, on: bool = True) -> None:
+    def lookup(self, name: str, on: bool = True) -> None:
         "Add one run to the picked ones, or take it away."
         now = set(self.settings.picked)
         self.change(picked=tuple(now | {name} if on else now - {name}))
@@ -231,7 +231,7 @@ class ComparerState:
     def pick_baselines(self) -> None:
         "Add the baseline's runs that have seed and images in common with a picked one."
         wanted = {(f.images, f.config.get("seed")) for f in self.facts if f.name in set(self.settings.picked)}
-        self.change(picked=(*self.settings.picked, *(f.name for f in self.facts if f.recipe == self.baseline and (f.images, f.config.get("seed")) in wanted)))
+        self.change(picked=(*self.settings.picked, *(f.name for f in self.facts if f.strategy == self.baseline and (f.images, f.config.get("seed")) in wanted)))
 
     def choices(self) -> dict[str, str]: # id -> "validation" or "watched"
         "Images that the picked runs can show."

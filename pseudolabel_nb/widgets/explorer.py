@@ -14,7 +14,7 @@ import ipywidgets as w
 from ..core import UserError
 from ..data.images import Data, ImageSet
 from ..inference.predictions import Predictions
-from ..strategies.parts import Recipe
+from ..strategies.parts import Strategy
 from .explorer_picture import Canvas, figures_html, histogram_svg, legend_html, snapshot_html
 from .explorer_state import LAYERS, ORDERS, ExplorerState
 from .snapshots import WithSnapshot
@@ -35,7 +35,7 @@ def _row(*children: w.Widget, **layout) -> w.HBox:
 
 # %% ../../nbs/widgets/02_explorer.ipynb #aae43849
 class PseudoLabelExplorer(WithSnapshot):
-    "Images with what a teacher said about them and what thresholds keep of it; `state` holds the settings, `recipe` what they come to."
+    "Images with what a teacher said about them and what thresholds keep of it; `state` holds the settings, `strategy` what they come to."
     def __init__(self,
         predictions: Predictions | ExplorerState, # of the images to explore; or the state of another view
         data: Data | ImageSet | None = None, # that holds these images and, as labeled training images, the prior
@@ -53,9 +53,9 @@ class PseudoLabelExplorer(WithSnapshot):
         self._show(self.state)
 
     @property
-    def recipe(self) -> Recipe:
-        "The recipe taken with “Use these settings”; before that, the one the settings come to now."
-        return self.state.chosen or self.state.recipe
+    def strategy(self) -> Strategy:
+        "The strategy taken with “Use these settings”; before that, the one the settings come to now."
+        return self.state.chosen or self.state.strategy
 
     def close(self) -> None:
         "Forget the state and remove the controls from the page."
@@ -142,7 +142,7 @@ class PseudoLabelExplorer(WithSnapshot):
         state = self.state
         acts = {"best": ("best F1 on validation", "Foreground thresholds of highest F1 on the validation images" if state.joint is not None else "Needs validation=Predictions", state.at_best_f1, state.joint is None),
                 "prior": ("at the prior", "Foreground thresholds that keep as much foreground as the prior says" if state.prior else "Needs labeled training images or prior=", state.at_prior, state.prior is None),
-                "reset": ("reset", "Back to the thresholds of the preset", state.reset, False), "use": ("Use these settings", "Take the recipe: explorer.recipe", state.use, False)}
+                "reset": ("reset", "Back to the thresholds of the preset", state.reset, False), "use": ("Use these settings", "Take the strategy: explorer.strategy", state.use, False)}
         self.buttons |= {name: self._clicked(_button(text, tip, disabled=off, button_style="primary" if name == "use" else ""), act) for name, (text, tip, act, off) in acts.items()}
         return w.VBox([self.preset, *(self._nudges(c) for c in range(len(self.sliders))), _row(self.together, *(self.buttons[n] for n in acts)),
                        self.histogram, self.figures, self.taken], layout=w.Layout(flex="1 1 380px", min_width="0"))
@@ -164,7 +164,7 @@ class PseudoLabelExplorer(WithSnapshot):
         "The picture and the numbers."
         self.picture.value = self.canvas.encoded()
         texts = {self.legend: legend_html(state), self.about: f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(self.canvas.about())}</div>", self.histogram: histogram_svg(state),
-                 self.figures: figures_html(state), self.taken: self._recipe_text()}
+                 self.figures: figures_html(state), self.taken: self._strategy_text()}
         for control, text in texts.items(): self._set(control, value=text)
 
     def _set(self, control: w.Widget, **values) -> None:
@@ -173,8 +173,8 @@ class PseudoLabelExplorer(WithSnapshot):
             now = getattr(control, name)
             if not (math.isclose(now, value, abs_tol=1e-9) if isinstance(now, float) else now == value): setattr(control, name, value)
 
-    def _recipe_text(self) -> str:
-        "Of the recipe that was taken."
+    def _strategy_text(self) -> str:
+        "Of the strategy that was taken."
         taken = self.state.chosen
-        if taken is None: return "<span style='opacity:.8'>“Use these settings” puts the recipe into <code>explorer.recipe</code>.</span>"
-        return f"taken as <code>explorer.recipe</code>:<pre style='background:none;color:inherit;white-space:pre-wrap;line-height:1.3'>{escape(str(taken))}</pre>"
+        if taken is None: return "<span style='opacity:.8'>“Use these settings” puts the strategy into <code>explorer.strategy</code>.</span>"
+        return f"taken as <code>explorer.strategy</code>:<pre style='background:none;color:inherit;white-space:pre-wrap;line-height:1.3'>{escape(str(taken))}</pre>"

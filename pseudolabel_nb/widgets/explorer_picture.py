@@ -269,9 +269,9 @@ def snapshot_html(
     state: ExplorerState,
     side: int = 400, # px of the picture
 ) -> str:
-    "The state as a page shows it without a kernel: picture, legend, histogram, figures, recipe."
+    "The state as a page shows it without a kernel: picture, legend, histogram, figures, strategy."
     canvas = Canvas(state, side)
     picture = b64encode(canvas.encoded("jpeg")).decode()
     left = f"<img alt='{escape(canvas.about(), quote=True)}' style='max-width:100%' src='data:image/jpeg;base64,{picture}'>{legend_html(state)}<div style='font-size:12px;opacity:.8'>{escape(canvas.about())}</div>"
-    right = f"{histogram_svg(state)}{figures_html(state)}<pre style='background:none;color:inherit;white-space:pre-wrap;font-size:12px'>{escape(str(state.recipe))}</pre>"
+    right = f"{histogram_svg(state)}{figures_html(state)}<pre style='background:none;color:inherit;white-space:pre-wrap;font-size:12px'>{escape(str(state.strategy))}</pre>"
     return f"<div style='display:flex;flex-wrap:wrap;gap:16px;color:inherit'><div style='flex:1 1 {side}px;max-width:{side}px'>{left}</div><div style='flex:1 1 320px;min-width:0'>{right}</div></div>"

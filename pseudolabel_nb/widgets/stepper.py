@@ -214,12 +214,12 @@ class CurriculumStepper(WithSnapshot):
         self._preview()
 
     def _make_fields(self, state: StepperState) -> None:
-        "One field for each number of the recipe."
+        "One field for each number of the strategy."
         self.inputs = {name: _field(w.BoundedIntText if name == "rounds" else w.FloatText, name, f"{name} of the rounds from {state.round + 1} on; now {value:g}", value=value, **(dict(min=min(1, int(value)), max=1000) if name == "rounds" else dict(step=0.05))) for name, value in state.fields().items()}
         for field in self.inputs.values(): field.observe(lambda _: None if self._busy == threading.get_ident() else self._preview(), "value")
         self.fields.children = tuple(self.inputs.values())
 
-    def changes(self) -> dict: # of the recipe, by dotted name
+    def changes(self) -> dict: # of the strategy, by dotted name
         "What the fields ask a branch to change."
         now = self.state.fields()
         return {name: field.value for name, field in self.inputs.items() if name in now and abs(field.value - now[name]) > 1e-9}

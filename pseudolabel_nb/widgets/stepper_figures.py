@@ -86,12 +86,12 @@ def rounds_html(
     state: StepperState,
 ) -> Html:
     "A line a round: thresholds, ratio, validation, gate; then the rounds to come, with what the schedule says of them."
-    head, recipe = ("", "round", "thresholds", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate"), state.recipe
+    head, strategy = ("", "round", "thresholds", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate"), state.strategy
     here = lambda n: "▶" if n == state.round else ""
     kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labeled:.2%})" if r.n_pseudo else "–"
     rows = [(here(r.round), r.round, _thresholds(r.thresholds) or "labels only", f"{r.n_pseudo:,} images" if r.n_pseudo else "–", kept(r), f"{r.f1:.3f}", _gain(r) or "–", _gate(r)) for r in state.records]
-    coming = range(len(state.records), state.total + 1) if recipe is not None else ()
-    return table(rows + [("", n, "labels only" if n == 0 else scheduled(recipe, n), "", "", "", "", "to come") for n in coming], head)
+    coming = range(len(state.records), state.total + 1) if strategy is not None else ()
+    return table(rows + [("", n, "labels only" if n == 0 else scheduled(strategy, n), "", "", "", "", "to come") for n in coming], head)
 
 def _thresholds(values: tuple[float, ...]) -> str:
     return f"{values[0]:.3f} for all" if values and len(set(values)) == 1 else ", ".join(f"{t:.3f}" for t in values)
@@ -120,7 +120,7 @@ def _more(now: int, before: int | None) -> str: return "" if before is None else
 def _schedule(state: StepperState) -> str:
     "The thresholds of the rounds that are done, and what is planned; the round that is looked at in brackets."
     done = [f"[{t}]" if r.round == state.round else t for r in state.records[1:] for t in (_thresholds(r.thresholds),)]
-    coming = [] if state.recipe is None else [f"{scheduled(state.recipe, n)} to come" for n in range(max(1, len(state.records)), state.total + 1)]
+    coming = [] if state.strategy is None else [f"{scheduled(state.strategy, n)} to come" for n in range(max(1, len(state.records)), state.total + 1)]
     return " → ".join((done + coming)[:12]) + " → …" * (len(done + coming) > 12)
 
 def diagnosis_html(
@@ -136,7 +136,7 @@ def diagnosis_html(
 def preview(
     state: StepperState,
     watch: Watch,
-    changes: dict, # of the recipe, by dotted name
+    changes: dict, # of the strategy, by dotted name
 ) -> list[str]: # a line a round to come
     "What a branch from here would do; where the next teacher's predictions are kept, how much foreground it would take. Raises `UserError` as `state.planned`."
     made = state.planned(changes)

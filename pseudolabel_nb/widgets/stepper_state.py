@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import UserError, from_dict
-from ..runs.branch import branch, branched_recipe
+from ..runs.branch import branch, branched_strategy
 from ..runs.run import RoundRecord, Run, open_run
-from ..strategies.parts import Moving, Recipe
-from ..strategies.recipes import changed
+from ..strategies.parts import Moving, Strategy
+from ..strategies.strategies import changed
 from .comparer_state import stamp
 from .worker import Doing, Worker
 
@@ -57,12 +57,12 @@ class StepperState:
     @property
     def total(self) -> int:
         "Rounds after the first teacher, those to come among them."
-        return int(self.run.config["recipe"].get("rounds", 0))
+        return int(self.run.config["strategy"].get("rounds", 0))
 
     @property
-    def recipe(self) -> Recipe | None:
-        "The run's recipe; None where it has parts that are not known here."
-        try: return from_dict(Recipe, self.run.config["recipe"])
+    def strategy(self) -> Strategy | None:
+        "The run's strategy; None where it has parts that are not known here."
+        try: return from_dict(Strategy, self.run.config["strategy"])
         except UserError: return None
 
     @property
@@ -210,14 +210,14 @@ class StepperState:
             if not self.refresh(): self._tell()
 
     def branch(self,
-        changes: dict | None = None, # of the recipe, by dotted name
+        changes: dict | None = None, # of the strategy, by dotted name
         out: str | Path = "", # the new run folder; "": beside this one, named after it
     ) -> Run:
         "Branch after the round that is looked at, and show the new run. Raises `UserError` as `runs.branch.branch` does, and while the run is trained."
         with self.lock:
             if self.at_work: raise UserError(f"{self.run.folder}: is being trained; expected to branch when it rests, so press Pause or Stop first")
             if self.round is None: raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
-            new = branch(self.run, self.round, out or self.free_name(), changes, lambda made: changed(from_dict(Recipe, made), {}))
+            new = branch(self.run, self.round, out or self.free_name(), changes, lambda made: changed(from_dict(Strategy, made), {}))
             self.open(new)
             return new
 
@@ -227,21 +227,21 @@ class StepperState:
         return next(p for p in (base, *(base.with_name(f"{base.name}-{k}") for k in range(2, 10000))) if not p.exists())
 
     def fields(self) -> dict[str, float]: # dotted name -> value
-        "Numbers of the recipe that a branch mostly changes."
-        made = self.run.config["recipe"]
+        "Numbers of the strategy that a branch mostly changes."
+        made = self.run.config["strategy"]
         moved = f"selector.{made['schedule'].get('field')}" if made.get("selector") else ""
         found = {f"{part}.{n}": v for part in ("selector", "schedule") for n, v in (made.get(part) or {}).items()} | {"student.weight": made["student"]["weight"], "rounds": made["rounds"]}
         return {n: v for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and n != moved}
 
-    def planned(self, changes: dict | None = None) -> Recipe:
-        "The recipe that a branch from here would have. Raises `UserError` as `branch`."
+    def planned(self, changes: dict | None = None) -> Strategy:
+        "The strategy that a branch from here would have. Raises `UserError` as `branch`."
         if self.round is None: raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
-        return changed(from_dict(Recipe, branched_recipe(self.run, self.round, changes or {})), {})
+        return changed(from_dict(Strategy, branched_strategy(self.run, self.round, changes or {})), {})
 
     def __repr__(self): return f"StepperState({self.run.name}: {self.standing()})"
 
 def scheduled(
-    made: Recipe,
+    made: Strategy,
     round: int, # from 1
 ) -> str:
     "What the selector of a round will be, in a few words."

@@ -1,4 +1,4 @@
-"""Every registered recipe, through the one loop: does it learn from unlabeled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
+"""Every registered strategy, through the one loop: does it learn from unlabeled images, leave its teacher alone, resume, and say when the foreground vanishes?"""
 import json
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,10 +15,10 @@ from pseudolabel_nb.data.loading import Batch
 from pseudolabel_nb.inference.predictions import predict, store
 from pseudolabel_nb.models.checkpoints import load_tensors
 from pseudolabel_nb.models.networks import build_network
-from pseudolabel_nb.runs.branch import branched_recipe
-from pseudolabel_nb.strategies.parts import Context, Moving, Recipe, Rule, Student, Teacher, apply
+from pseudolabel_nb.runs.branch import branched_strategy
+from pseudolabel_nb.strategies.parts import Context, Moving, Strategy, Rule, Student, Teacher, apply
 from pseudolabel_nb.strategies.pseudo_images import PseudoImages
-from pseudolabel_nb.strategies.recipes import recipes
+from pseudolabel_nb.strategies.strategies import strategies
 from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
 from pseudolabel_nb.training import loop, rounds, step, teaching
@@ -29,7 +29,7 @@ from pseudolabel_nb.training.step import Lesson, step_loss
 
 SMALL = dict(widths=(4, 8))
 SETTINGS = pnb.Settings(steps=24, batch_size=2, crop=16, network_options=SMALL, evaluations=3, checkpoint_every=5)
-METHODS = [name for name, recipe in recipes.items() if recipe.selector is not None]
+METHODS = [name for name, strategy in strategies.items() if strategy.selector is not None]
 
 
 def discs(n: int, seed: int, classes: int = 2, size: int = 24):
@@ -64,27 +64,27 @@ def facts(run: pnb.Run) -> list:
     return [replace(r, seconds=0.0) for r in run.records()]
 
 
-@pytest.mark.parametrize("name", recipes)
-def test_a_recipe_survives_json_and_says_what_it_is(name):
-    recipe = recipes[name]
-    assert repr(from_dict(Recipe, json.loads(json.dumps(to_dict(recipe))))) == repr(recipe)
-    assert recipe.name == name and recipe.about and "\n" not in recipe.about
+@pytest.mark.parametrize("name", strategies)
+def test_a_strategy_survives_json_and_says_what_it_is(name):
+    strategy = strategies[name]
+    assert repr(from_dict(Strategy, json.loads(json.dumps(to_dict(strategy))))) == repr(strategy)
+    assert strategy.name == name and strategy.about and "\n" not in strategy.about
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("classes", [2, 4])
 def test_unlabeled_windows_move_the_student_and_not_the_teacher(name, classes):
-    recipe = recipes[name]
-    if recipe.teacher.loss and classes > 2: pytest.skip("positive-unlabeled losses are binary, and say so")
-    students = torch.nn.ModuleList([build_network("unet", 1, classes, seed=k, **SMALL) for k in range(recipe.student.networks)])
+    strategy = strategies[name]
+    if strategy.teacher.loss and classes > 2: pytest.skip("positive-unlabeled losses are binary, and say so")
+    students = torch.nn.ModuleList([build_network("unet", 1, classes, seed=k, **SMALL) for k in range(strategy.student.networks)])
     teacher = build_network("unet", 1, classes, seed=7, **SMALL)
     images = torch.from_numpy(random_stream(0).normal(size=(4, 1, 16, 16)).astype("float32"))
     masks = torch.full((4, 16, 16), 255)
     masks[2:] = torch.arange(256).view(16, 16) % classes # pseudo-labels; the labeled windows say nothing
-    second = images[2:].flip(0) if recipe.student.views == "two_strong" else images[:0]
+    second = images[2:].flip(0) if strategy.student.views == "two_strong" else images[:0]
     batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), torch.ones(4).bool(), images[2:], second)
-    rule = Rule((1 / classes,) * classes) if recipe.live else None
-    lesson = Lesson(recipe.student, "ce_dice", recipe.student.weight, rule, (1 / classes,) * classes)
+    rule = Rule((1 / classes,) * classes) if strategy.live else None
+    lesson = Lesson(strategy.student, "ce_dice", strategy.student.weight, rule, (1 / classes,) * classes)
     step_loss(students, teacher, batch, lesson, random_stream(0))[0].backward()
     assert all(sum(float(p.grad.abs().sum()) for p in s.parameters()) > 0 for s in students)
     assert all(p.grad is None for p in teacher.parameters())
@@ -92,11 +92,11 @@ def test_unlabeled_windows_move_the_student_and_not_the_teacher(name, classes):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_with_weight_0_a_phase_is_the_supervised_phase(name, tmp_path):
-    recipe, labeled, val = recipes[name], data().train.subset(data().train.ids[:4]), data().val
+    strategy, labeled, val = strategies[name], data().train.subset(data().train.ids[:4]), data().val
     pseudo = discs(6, 3)
     pseudo.rule = Rule((0.5, 0.5))
     plain = Phase(1, 8, labeled, val)
-    silent = Phase(1, 8, labeled, val, pseudo, replace(recipe.student, weight=0.0), replace(recipe.teacher, decay=None), recipe.live)
+    silent = Phase(1, 8, labeled, val, pseudo, replace(strategy.student, weight=0.0), replace(strategy.teacher, decay=None), strategy.live)
     weights = []
     for phase, folder in ((plain, tmp_path / "plain"), (silent, tmp_path / "silent")):
         train(phase, SETTINGS, folder)
@@ -121,17 +121,17 @@ def test_a_run_ends_and_an_interrupted_one_ends_alike(name, tmp_path):
 
 
 VARIANTS = {
-    "snapshots": replace(recipes["ensemble"], name="snapshots", teacher=replace(recipes["ensemble"].teacher, source="snapshots", members=2)),
-    "majority": replace(recipes["ensemble"], name="majority", rounds=2, teacher=Teacher(members=3, combine="majority")),
-    "labels_anew": Recipe("labels_anew", ClassThresholds(0.5, 0.5), refresh=5, student=Student(sampling="paired", ramp_up=0.5), rounds=1),
-    "reliable": Recipe("reliable", ReliableImages(0.5), teacher=Teacher(flips=True), refresh=5, student=Student(sampling="paired", mixing="paste", views="strong"), rounds=1),
-    "by_confidence": Recipe("by_confidence", ClassThresholds(0.5, 0.5), student=Student(by_confidence=True, weight=0.5), rounds=1),
-    "everything": Recipe("everything", ClassThresholds(0.55, 0.6), Moving("foreground", 0.7, 0.5), Teacher("average", decay=0.9), "step",
+    "snapshots": replace(strategies["ensemble"], name="snapshots", teacher=replace(strategies["ensemble"].teacher, source="snapshots", members=2)),
+    "majority": replace(strategies["ensemble"], name="majority", rounds=2, teacher=Teacher(members=3, combine="majority")),
+    "labels_anew": Strategy("labels_anew", ClassThresholds(0.5, 0.5), refresh=5, student=Student(sampling="paired", ramp_up=0.5), rounds=1),
+    "reliable": Strategy("reliable", ReliableImages(0.5), teacher=Teacher(flips=True), refresh=5, student=Student(sampling="paired", mixing="paste", views="strong"), rounds=1),
+    "by_confidence": Strategy("by_confidence", ClassThresholds(0.5, 0.5), student=Student(by_confidence=True, weight=0.5), rounds=1),
+    "everything": Strategy("everything", ClassThresholds(0.55, 0.6), Moving("foreground", 0.7, 0.5), Teacher("average", decay=0.9), "step",
                          Student(0.5, 0.3, True, "paired", "restart", views="two_strong", mixing="copy_paste", feature_dropout=0.3), rounds=2),
-    "peers_mixed": replace(recipes["cps"], name="peers_mixed", student=replace(recipes["cps"].student, mixing="cutmix", views="strong")),
-    "partly": replace(recipes["pu"], name="partly", prior=0.05, student=replace(recipes["pu"].student, background="unlabeled")),
-    "pretrained": replace(recipes["best"], name="pretrained", teacher=replace(recipes["best"].teacher, pretraining=0.5, flips=True)),
-    "topaz": replace(recipes["pu"], name="topaz", teacher=replace(recipes["pu"].teacher, loss="ge_binomial")),
+    "peers_mixed": replace(strategies["cps"], name="peers_mixed", student=replace(strategies["cps"].student, mixing="cutmix", views="strong")),
+    "partly": replace(strategies["pu"], name="partly", prior=0.05, student=replace(strategies["pu"].student, background="unlabeled")),
+    "pretrained": replace(strategies["best"], name="pretrained", teacher=replace(strategies["best"].teacher, pretraining=0.5, flips=True)),
+    "topaz": replace(strategies["pu"], name="topaz", teacher=replace(strategies["pu"].teacher, loss="ge_binomial")),
 }
 
 
@@ -177,16 +177,16 @@ def test_a_first_teacher_whose_record_could_not_be_written_is_not_trained_again(
     assert len(learned) == SETTINGS.steps and not [*ended.folder.glob("checkpoints/pretrained*")]
 
 
-SLIPS = [(lambda: Recipe("mine"), "no selector and 3 rounds; expected rounds=0"), (lambda: pnb.recipe("supervised", rounds=1), "no selector and 1 rounds"), (lambda: pnb.recipe("naive", selector=None), "no selector"),
-         (lambda: pnb.recipe("supervised", student__background="unlabeled"), "needs a first teacher that learns without labeled background"), (lambda: pnb.recipe("supervised", prior=4), "prior is 4"),
-         (lambda: pnb.recipe("pu", teacher__members=3), "expected 1 with reliable_negatives"), (lambda: pnb.Settings(foreground_share=1.5), "foreground_share is 1.5")]
+SLIPS = [(lambda: Strategy("mine"), "no selector and 3 rounds; expected rounds=0"), (lambda: pnb.strategy("supervised", rounds=1), "no selector and 1 rounds"), (lambda: pnb.strategy("naive", selector=None), "no selector"),
+         (lambda: pnb.strategy("supervised", student__background="unlabeled"), "needs a first teacher that learns without labeled background"), (lambda: pnb.strategy("supervised", prior=4), "prior is 4"),
+         (lambda: pnb.strategy("pu", teacher__members=3), "expected 1 with reliable_negatives"), (lambda: pnb.Settings(foreground_share=1.5), "foreground_share is 1.5")]
 @pytest.mark.parametrize("call, said", SLIPS)
 def test_what_could_not_be_followed_is_refused(call, said):
     with pytest.raises(UserError, match=said): call()
 
 
 @pytest.mark.parametrize("name, changes, said", [("supervised", dict(loss="nnpu"), "learns from labeled and unlabeled windows together"), ("fixmatch", dict(foreground_share=1.0), "no window shows the classes as they occur")])
-def test_settings_that_a_recipe_cannot_learn_with_are_refused(name, changes, said, tmp_path):
+def test_settings_that_a_strategy_cannot_learn_with_are_refused(name, changes, said, tmp_path):
     with pytest.raises(UserError, match=said): pnb.run(data(), name, tmp_path, settings=replace(SETTINGS, **changes), device="cpu")
 
 
@@ -200,7 +200,7 @@ def test_labels_without_background_are_refused(tmp_path):
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_what_says_every_pixel_keeps_every_pixel(name, classes, tmp_path):
     probs = torch.from_numpy(random_stream(0).dirichlet([1] * classes, (16, 16)).astype("float32")).permute(2, 0, 1)
-    rule = recipes[name].selector.fit([store([("a", probs[1:].numpy())], tmp_path, classes)], Context())
+    rule = strategies[name].selector.fit([store([("a", probs[1:].numpy())], tmp_path, classes)], Context())
     said = apply(rule, probs)
     assert said.ignored == 0 and torch.equal(said.target[0].long(), probs.argmax(0))
 
@@ -229,7 +229,7 @@ def test_peers_in_one_pass_learn_what_they_learn_in_two(student, monkeypatch):
 @pytest.mark.parametrize("changes", [dict(teacher__pretraining=0.9), dict()])
 def test_members_that_would_get_no_step_are_refused(changes, tmp_path):
     with pytest.raises(UserError, match="3 members of the first teacher; expected some for each"):
-        pnb.run(data(), pnb.recipe("ensemble", rounds=1, **changes), tmp_path, labeled_ratio=0.34, settings=replace(SETTINGS, steps=24 if changes else 4), device="cpu")
+        pnb.run(data(), pnb.strategy("ensemble", rounds=1, **changes), tmp_path, labeled_ratio=0.34, settings=replace(SETTINGS, steps=24 if changes else 4), device="cpu")
 
 
 def test_a_first_teacher_begins_with_what_was_pretrained_but_for_its_last_layer(tmp_path):
@@ -244,10 +244,10 @@ def test_a_first_teacher_begins_with_what_was_pretrained_but_for_its_last_layer(
 
 def test_a_teacher_that_was_pretrained_is_not_shared_with_one_that_was_not(tmp_path):
     options = dict(labeled_ratio=0.34, settings=SETTINGS, device="cpu")
-    plain, pretrained = (pnb.begin(data(), r, tmp_path / r.name, **options) for r in (recipes["best"], VARIANTS["pretrained"]))
+    plain, pretrained = (pnb.begin(data(), r, tmp_path / r.name, **options) for r in (strategies["best"], VARIANTS["pretrained"]))
     for _ in pnb.rounds(plain, data()): break
     with pytest.raises(UserError, match="starts differently"): adopt_teacher(pretrained, plain)
-    with pytest.raises(UserError, match=r"teacher\.pretraining"): branched_recipe(plain, 0, {"teacher.pretraining": 0.5})
+    with pytest.raises(UserError, match=r"teacher\.pretraining"): branched_strategy(plain, 0, {"teacher.pretraining": 0.5})
 
 
 def test_labels_made_anew_go_by_the_decision_of_the_average_that_makes_them(tmp_path, monkeypatch):
@@ -275,10 +275,10 @@ def test_a_live_teacher_and_a_stored_one_of_the_same_precision_say_the_same(tmp_
 
 @pytest.mark.parametrize(("name", "asked"), [("mean_teacher", 1), ("cps", 2)])
 @pytest.mark.parametrize("flips", [True, False])
-def test_a_live_teacher_averages_over_flips_where_the_recipe_says_so(name, asked, flips, tmp_path, monkeypatch):
+def test_a_live_teacher_averages_over_flips_where_the_strategy_says_so(name, asked, flips, tmp_path, monkeypatch):
     calls, honest = [], step.flip_averaged
     monkeypatch.setattr(step, "flip_averaged", lambda says: (calls.append(says), honest(says))[1])
-    run = pnb.run(data(), pnb.recipe(name, teacher__flips=flips), tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
+    run = pnb.run(data(), pnb.strategy(name, teacher__flips=flips), tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
     assert len(calls) == flips * asked * run.records()[1].steps
 
 
@@ -293,11 +293,11 @@ def test_a_mean_teacher_with_decay_0_is_the_student_itself(tmp_path):
 @pytest.mark.parametrize("what", ["pseudo-labels", "student"])
 def test_a_collapse_is_said_and_refused(what, tmp_path, monkeypatch):
     "The gate would take every student; the pseudo-labels hold no foreground, or the student predicts none."
-    recipe = Recipe("strict", ClassThresholds(1.0, 0.5) if what == "pseudo-labels" else ClassThresholds(0.2, 0.9), rounds=1)
+    strategy = Strategy("strict", ClassThresholds(1.0, 0.5) if what == "pseudo-labels" else ClassThresholds(0.2, 0.9), rounds=1)
     if what == "student":
         honest = rounds.train
         monkeypatch.setattr(rounds, "train", lambda phase, *rest: dict(honest(phase, *rest), **(dict(predicted=0.0) if phase.number else {})))
-    run = pnb.run(data(), recipe, tmp_path, labeled_ratio=0.34, settings=replace(SETTINGS, gate=0.0), device="cpu")
+    run = pnb.run(data(), strategy, tmp_path, labeled_ratio=0.34, settings=replace(SETTINGS, gate=0.0), device="cpu")
     record = run.records()[1]
     assert not record.accepted and run.result["best_round"] == 0
     assert f"the {what} {'have' if what == 'pseudo-labels' else 'has'} collapsed" in record.warning and ("threshold" in record.warning or "weight" in record.warning)
@@ -314,19 +314,19 @@ def test_members_of_an_ensemble_share_the_steps_and_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, reason", [
-    (lambda: Recipe("r", Threshold(), refresh="step"), "teacher.who"),
-    (lambda: Recipe("r", Threshold(), refresh="step", teacher=Teacher("average")), "sampling=paired"),
-    (lambda: Recipe("r", Threshold(), refresh=0), "refresh is 0"),
-    (lambda: Recipe("r", Threshold(), teacher=Teacher(combine="reliable_negatives")), "teacher.loss"),
-    (lambda: replace(recipes["pu"], student=replace(recipes["pu"].student, background="unlabeled")), "prior"),
-    (lambda: replace(recipes["cps"], student=Student(sampling="paired")), "peer"),
-    (lambda: replace(recipes["mean_teacher"], teacher=Teacher("average", members=3)), "one network"),
+    (lambda: Strategy("r", Threshold(), refresh="step"), "teacher.who"),
+    (lambda: Strategy("r", Threshold(), refresh="step", teacher=Teacher("average")), "sampling=paired"),
+    (lambda: Strategy("r", Threshold(), refresh=0), "refresh is 0"),
+    (lambda: Strategy("r", Threshold(), teacher=Teacher(combine="reliable_negatives")), "teacher.loss"),
+    (lambda: replace(strategies["pu"], student=replace(strategies["pu"].student, background="unlabeled")), "prior"),
+    (lambda: replace(strategies["cps"], student=Student(sampling="paired")), "peer"),
+    (lambda: replace(strategies["mean_teacher"], teacher=Teacher("average", members=3)), "one network"),
     (lambda: Student(feature_dropout=0.5), "paired"),
     (lambda: Student(mixing="paste"), "paired"),
     (lambda: Student(mixing="copy_paste"), "paired"),
     (lambda: Student(mixing="both"), "paired"),
-    (lambda: Student(turns="half"), "student.turns"),
-    (lambda: Recipe("r", Threshold(), prior=4), "prior is 4"),
+    (lambda: Student(rotations="half"), "student.turns"),
+    (lambda: Strategy("r", Threshold(), prior=4), "prior is 4"),
 ])
 def test_what_does_not_go_together_is_refused_with_the_reason(wrong, reason):
     with pytest.raises(UserError, match=reason) as error: wrong()
@@ -341,8 +341,8 @@ def test_positive_unlabeled_losses_refuse_more_than_two_classes_before_training(
 
 
 def test_a_stored_teacher_has_no_probabilities_for_a_soft_loss(tmp_path):
-    recipe = Recipe("soft", Threshold(0.5), student=Student(sampling="paired", loss="consistency"), rounds=1)
-    with pytest.raises(UserError, match="refresh=step"): pnb.run(data(), recipe, tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
+    strategy = Strategy("soft", Threshold(0.5), student=Student(sampling="paired", loss="consistency"), rounds=1)
+    with pytest.raises(UserError, match="refresh=step"): pnb.run(data(), strategy, tmp_path, labeled_ratio=0.34, settings=SETTINGS, device="cpu")
 
 
 def test_another_network_is_asked_anew(tmp_path):
