@@ -27,7 +27,7 @@ def pace(made) -> str:
 
 def strategy_table() -> str:
     "Every registered strategy: what it is and how its teacher works as the registry has it, when to try it and what it costs as the chapter says."
-    from pseudolabel_nb.strategies.strategies import strategies
+    from pseudolabel_nb.strategies.strategy import strategies
     said = advice()
     if missing := strategies.keys() - said.keys() - {"supervised"}: raise SystemExit(f"error: {STRATEGIES.relative_to(ROOT)}: its last table lacks {', '.join(sorted(missing))}; add a row for each")
     rows = [f"| [{name}]({said[name][0]}) | {made.about} | {pace(made)} | {said[name][1]} | {said[name][2] or 'none'} |"

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .core import UserError
-from .training.settings import Settings
+from .runs.settings import Settings
 
 # %% ../nbs/80_arguments.ipynb #4f303ac5
 class Parser(argparse.ArgumentParser):
@@ -214,7 +214,7 @@ def config_arguments(
     known: set[str], # names that the parser knows
 ) -> list[str]: # as one would type them
     "What a file says, as arguments; `UserError` for a name that no flag has."
-    from pseudolabel_nb.strategies.strategies import read_toml
+    from pseudolabel_nb.strategies.strategy_files import read_toml
     table = {name.replace("_", "-"): value for name, value in read_toml(path).items()}
     flags = {{"changes": "set", "plugins": "plugin", "phases": "phase", "more_settings": "setting", "repeats": "from"}.get(k, k).replace("_", "-") for k in known} - {"config"}
     settings = table.pop("settings", {})

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TONES', 'Html', 'html', 'tag', 'table', 'facts', 'items', 'code', 'fold', 'bar', 'block', 'card', 'unusual', 'brief',
-           'fields_card', 'mask_image', 'masks']
+           'fields_card', 'card_from', 'mask_image', 'masks']
 
 # %% ../nbs/01_cards.ipynb #9060adeb
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from html import escape
+from importlib import import_module
 
 # %% ../nbs/01_cards.ipynb #a6a03d63
 class Html(str):
@@ -131,6 +132,17 @@ def fields_card(
     value = lambda v: v if isinstance(v, str) else brief(v)
     parts = [facts((name, value(v)) for name, v in own.items()) if own else Html(), fold(f"{len(rest)} as usual", facts(rest)) if rest else Html()]
     return card(type(obj).__name__, *parts, about="" if own else "all as usual")
+
+# %% ../nbs/01_cards.ipynb #2e2acd24
+def card_from(
+    module: str, # below the package: "strategies.cards"
+    function: str, # of it, (obj) -> HTML
+) -> Callable: # for use as a class's `_repr_html_`
+    "Return a method that lets a function of another module draw the object."
+    def _repr_html_(self) -> Html:
+        "Draw the object."
+        return getattr(import_module(f"{__package__}.{module}"), function)(self)
+    return _repr_html_
 
 # %% ../nbs/01_cards.ipynb #35185202
 _kinds = {"background": "#FFFFFF", "foreground": "#0072B2", "ignored": "#BBBBBB"}

@@ -57,7 +57,7 @@ def _say(line) -> None:
 
 def _list_strategies() -> None:
     "Print every strategy with its line."
-    from pseudolabel_nb.strategies.strategies import strategies
+    from pseudolabel_nb.strategies.strategy import strategies
     for name, r in strategies.items(): print(f"{name:16} {r.about}")
 
 def _data_of(a: argparse.Namespace): # -> Data
@@ -123,7 +123,8 @@ def _plan(a: argparse.Namespace) -> int: # the exit code
     settings, data = settings_of(a), _data_of(a)
     import torch
     from pseudolabel_nb.experiments.action_plan import action_plan, phases
-    from pseudolabel_nb.strategies.strategies import read_strategy, strategy
+    from pseudolabel_nb.strategies.strategy import strategy
+    from pseudolabel_nb.strategies.strategy_files import read_strategy
     if a.threads: torch.set_num_threads(a.threads)
     chosen = [[read_strategy(name) if name.endswith((".toml", ".json")) else strategy(name) for name in phase] for phase in a.phases or phases]
     _say(data)

@@ -13,7 +13,7 @@ from pathlib import Path
 from .arguments import train_parser
 from .core import UserError, replace_fields
 from .experiments.clusters import import_file
-from .training.settings import Settings
+from .runs.settings import Settings
 
 # %% ../nbs/81_inputs.ipynb #a1796ed1
 def load_plugin(
@@ -108,7 +108,8 @@ def _same_channels(data): # Data -> Data
 
 def strategies_of(a: argparse.Namespace) -> list:
     "The strategies as the arguments change them."
-    from pseudolabel_nb.strategies.strategies import read_strategy, strategy, strategies
+    from pseudolabel_nb.strategies.strategy import strategies, strategy
+    from pseudolabel_nb.strategies.strategy_files import read_strategy
     names = list(strategies) if a.strategy == ["all"] else a.strategy
     chosen = [read_strategy(name) if name.endswith((".toml", ".json")) else strategy(name) for name in names]
     changes = dict(map(_change, a.changes))
@@ -116,7 +117,8 @@ def strategies_of(a: argparse.Namespace) -> list:
 
 def _as_asked(strategy, a: argparse.Namespace, changes: dict): # Strategy, arguments, values by dotted name -> Strategy
     "`strategy` with the rounds, prior and threshold that were given, then all changes of --set at once."
-    from pseudolabel_nb.strategies.strategies import changed, with_threshold
+    from pseudolabel_nb.strategies.strategy import changed
+    from pseudolabel_nb.strategies.strategy_files import with_threshold
     if a.n_iterations and not strategy.live: strategy = replace(strategy, rounds=a.n_iterations)
     if a.prior is not None: strategy = replace(strategy, prior=a.prior)
     if a.confidence_threshold is not None: strategy = with_threshold(strategy, a.confidence_threshold)

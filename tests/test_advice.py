@@ -15,7 +15,7 @@ from pseudolabel_nb.diagnostics.known import DiagnosisInputs, surer
 from pseudolabel_nb.diagnostics.quantity import examine_ratio
 from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
 from pseudolabel_nb.runs.compare import compare
-from pseudolabel_nb.strategies.strategies import strategy, strategies
+from pseudolabel_nb.strategies.strategy import strategies, strategy
 
 RESULTS = ROOT / "nbs" / "benchmarks" / "results"
 

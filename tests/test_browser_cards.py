@@ -8,7 +8,7 @@ import torch
 import pseudolabel_nb as pnb
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.runs.run import RoundRecord
-from pseudolabel_nb.strategies.parts import Context, apply
+from pseudolabel_nb.strategies.selection import Context, apply
 data = pnb.micrographs(8, 4, 1, size=64)
 p = store(((id, np.clip(0.1 + 0.8 * data.train.mask(i), 0, 1)[None]) for i, id in enumerate(data.train.ids)), tempfile.mkdtemp(), teacher="checkpoints/round-1.safetensors")
 RoundRecord(1, 500, 0.66, 0.7, 0.62, 0.40, True, "checkpoints/round-1.safetensors", 25.0, 0.041, 0.05, -0.01, 0.11, 0.93, (0.8, 0.6), 24, (90_000, 3_700), 3_700/93_700, "reasonable")""",

@@ -16,7 +16,7 @@ from pseudolabel_nb.experiments.plan import Plan, Step
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.measures.ranking import rank
 from pseudolabel_nb.runs.compare import compare
-from pseudolabel_nb.strategies.parts import Context, Rule, apply
+from pseudolabel_nb.strategies.selection import Context, Rule, apply
 
 WICKED = "<script>alert('1')</script> & \"co\""
 

@@ -272,7 +272,8 @@ def test_help_version_and_strategies():
     text = "".join(plain("--help").out.split())  # lines are broken anywhere
     for shown in ("0.05,0.10", "naive,limited,class_balanced", "0.001,0.003", "0.70", *(f"--{k.replace('_', '-')}{v}" for k, v in arguments.demo_defaults.items())): assert shown in text
     for own in ("0.70innaive,limitedandweighted", "3inmost,1wheretheteacher", "weak,strongornone", "thatofthelabeledones"): assert own in text
-    from pseudolabel_nb.strategies.strategies import strategies, with_threshold
+    from pseudolabel_nb.strategies.strategy import strategies
+    from pseudolabel_nb.strategies.strategy_files import with_threshold
     listed = plain("--list-strategies").out.splitlines()
     assert [line.split()[0] for line in listed] == list(strategies) and all(len(line.split()) > 3 for line in listed)
     assert [name for name, r in strategies.items() if with_threshold(r, 0.81) != r] == ["naive", "limited", "weighted"]  # as --help says
@@ -374,7 +375,7 @@ def test_what_is_given_for_all(train, data, tmp_path):
     assert {(m["rounds"], m["prior"]) for n, m in made.items() if n != "supervised"} == {(2, 0.1)} and (made["supervised"]["rounds"], made["supervised"]["prior"]) == (0, None)
 
 def test_what_is_not_given_is_the_strategies_own():
-    from pseudolabel_nb.strategies.strategies import strategy, strategies
+    from pseudolabel_nb.strategies.strategy import strategies, strategy
     parse = lambda *argv: inputs.strategies_of(arguments.train_parser().parse_args(argv))
     names = ",".join(strategies)
     assert parse("--strategy", names) == list(strategies.values())

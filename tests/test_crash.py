@@ -21,8 +21,9 @@ MOMENTS = 5 # a strategy
 
 def strategies() -> dict:
     "One of each kind: rounds, a teacher that labels at every step, an ensemble, and labels made anew every few steps."
-    from pseudolabel_nb.strategies.parts import Strategy, Student
-    from pseudolabel_nb.strategies.strategies import strategies as known
+    from pseudolabel_nb.strategies.self_training import SelfTraining
+    from pseudolabel_nb.strategies.strategy import Strategy
+    from pseudolabel_nb.strategies.strategy import strategies as known
     from pseudolabel_nb.strategies.threshold import ClassThresholds
     return dict(rounds=replace(known["class_balanced"], rounds=2), live=known["fixmatch"], members=replace(known["ensemble"], rounds=2),
                 labels_anew=Strategy("labels_anew", ClassThresholds(0.5, 0.5), refresh=4, student=Student(sampling="paired", ramp_up=0.5), rounds=2))

@@ -22,10 +22,10 @@ from pseudolabel_nb.measures.calibration import calibrate, calibrations, expecte
 from pseudolabel_nb.measures.metrics import binary_histogram
 from pseudolabel_nb.measures.shift import agreement, estimate_shift
 from pseudolabel_nb.runs.run import open_run, teacher_of
-from pseudolabel_nb.strategies.parts import Rule, apply
-from pseudolabel_nb.strategies.strategies import strategy
+from pseudolabel_nb.strategies.selection import Rule, apply
+from pseudolabel_nb.strategies.strategy import strategy
 from pseudolabel_nb.training.rounds import finish, rounds, run
-from pseudolabel_nb.training.settings import Settings
+from pseudolabel_nb.runs.settings import Settings
 
 QUICK = ["class ratio", "dilution", "confidence filter", "calibration", "drift"]
 

@@ -186,7 +186,7 @@ def work(out):
     import torch
     from pseudolabel_nb.data.synthetic import micrographs
     from pseudolabel_nb.training.rounds import run
-    from pseudolabel_nb.training.settings import Settings
+    from pseudolabel_nb.runs.settings import Settings
     torch.set_num_threads(1)
     run(micrographs(n_train=8, n_val=2, n_test=2, size=64), "naive", out, labeled_ratio=0.25, settings=Settings(steps=8, crop=32, evaluations=1), device="auto")
 if __name__ == "__main__": notebook_launcher(work, (sys.argv[1],), num_processes=2, use_port=sys.argv[2])

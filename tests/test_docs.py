@@ -153,7 +153,7 @@ def test_the_table_of_dependencies_is_that_of_settings_ini():
 
 
 def test_every_registered_strategy_is_in_the_table_with_when_and_price():
-    from pseudolabel_nb.strategies.strategies import strategies
+    from pseudolabel_nb.strategies.strategy import strategies
     table = tables.strategy_table()
     for name, made in strategies.items(): assert f"`{name}`" in table or f"| [{name}](" in table and made.about in table
 

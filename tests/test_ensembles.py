@@ -14,7 +14,7 @@ from pseudolabel_nb.inference.ensembles import combine, combine_probs, combined_
 from pseudolabel_nb.inference.predictions import Predictions, levels, store, with_background
 from pseudolabel_nb.measures.metrics import quantize
 from pseudolabel_nb.strategies.ensemble import agreement
-from pseudolabel_nb.strategies.parts import Rule, apply
+from pseudolabel_nb.strategies.selection import Rule, apply
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 rules = ("mean", "weighted", "majority", "unanimous")

@@ -8,8 +8,8 @@ from pseudolabel_nb.core import UserError
 from pseudolabel_nb.data.images import Data, from_arrays
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.measures.metrics import confusion, scores
-from pseudolabel_nb.strategies.parts import apply
-from pseudolabel_nb.strategies.strategies import strategy, strategies
+from pseudolabel_nb.strategies.selection import apply
+from pseudolabel_nb.strategies.strategy import strategies, strategy
 from pseudolabel_nb.strategies.threshold import PerClass
 from pseudolabel_nb.widgets.explorer import PseudoLabelExplorer
 from pseudolabel_nb.widgets.explorer_picture import Canvas, histogram_svg, snapshot_html, window_of

@@ -21,7 +21,7 @@ from pseudolabel_nb.strategies.class_balanced import ClassBalanced
 from pseudolabel_nb.strategies.class_quantiles import ClassQuantiles, misses
 from pseudolabel_nb.strategies.limited import Limited
 from pseudolabel_nb.strategies.low_threshold import LowThreshold
-from pseudolabel_nb.strategies.parts import Context, apply, kept_pixels
+from pseudolabel_nb.strategies.selection import Context, apply, kept_pixels
 from pseudolabel_nb.strategies.pseudo_images import PseudoImages
 from pseudolabel_nb.strategies.threshold import ClassThresholds, EveryPixel, Threshold
 

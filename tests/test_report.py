@@ -22,7 +22,7 @@ from pseudolabel_nb.core import UserError, write_json, write_text
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.experiments import report
 from pseudolabel_nb.experiments.report import write_report
-from pseudolabel_nb.strategies.strategies import strategies
+from pseudolabel_nb.strategies.strategy import strategies
 
 WICKED = "<script>alert('$\\frac$')</script>&amp;\"**"
 SETTINGS = pnb.Settings(steps=8, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=2)

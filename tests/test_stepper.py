@@ -363,7 +363,7 @@ def test_a_branch_is_trained_listed_and_scored(tiny, undisturbed, tmp_path):
 
 
 def read_back(run: Run):
-    from pseudolabel_nb.strategies.strategies import read_strategy
+    from pseudolabel_nb.strategies.strategy_files import read_strategy
     return read_strategy(run.folder / "config.json")
 
 

@@ -16,9 +16,12 @@ from pseudolabel_nb.inference.predictions import predict, store
 from pseudolabel_nb.models.checkpoints import load_tensors
 from pseudolabel_nb.models.networks import build_network
 from pseudolabel_nb.runs.branch import branched_strategy
-from pseudolabel_nb.strategies.parts import Context, Moving, Strategy, Rule, Student, Teacher, apply
+from pseudolabel_nb.strategies.schedules import Moving
+from pseudolabel_nb.strategies.selection import Context, Rule, apply
+from pseudolabel_nb.strategies.self_training import SelfTraining
+from pseudolabel_nb.strategies.strategy import Strategy, Teacher
 from pseudolabel_nb.strategies.pseudo_images import PseudoImages
-from pseudolabel_nb.strategies.strategies import strategies
+from pseudolabel_nb.strategies.strategy import strategies
 from pseudolabel_nb.strategies.reliable import ReliableImages, decided
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
 from pseudolabel_nb.training import loop, rounds, step, teaching
@@ -262,7 +265,7 @@ def test_labels_made_anew_go_by_the_decision_of_the_average_that_makes_them(tmp_
 
 def test_a_live_teacher_and_a_stored_one_of_the_same_precision_say_the_same(tmp_path):
     from pseudolabel_nb.inference.predictions import store
-    from pseudolabel_nb.strategies.parts import apply
+    from pseudolabel_nb.strategies.selection import apply
     from pseudolabel_nb.strategies.pseudo_images import PseudoImages
     images, rule = discs(2, 5), Rule((0.8, 0.6), images=("0",), by_confidence=True)
     said = [(id, random_stream(0, id).random((1, 24, 24), dtype=np.float32)) for id in images.ids]

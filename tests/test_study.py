@@ -107,7 +107,7 @@ def test_a_run_and_its_row(tool, tiny):
 
 def test_arms_are_strategies_that_can_run(tool):
     "Every arm's changes and settings fit, before hours are spent."
-    from pseudolabel_nb.strategies.strategies import changed
+    from pseudolabel_nb.strategies.strategy import changed
     for name, arm in tool.ARMS.items():
         made = changed(pnb.strategy(arm.strategy), arm.changes)
         settings = pnb.Settings(**tool.BASE | arm.settings)

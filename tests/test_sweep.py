@@ -27,14 +27,14 @@ from pseudolabel_nb.experiments import sweep as module
 from pseudolabel_nb.experiments.clusters import dask_cluster, processes
 from pseudolabel_nb.experiments.sweep import sweep
 from pseudolabel_nb.runs.run import Run, locked
-from pseudolabel_nb.strategies.parts import Strategy
+from pseudolabel_nb.strategies.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = pnb.Settings(steps=16, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=1, checkpoint_every=5)
 MINE = """
 import os, signal
 from dataclasses import dataclass
-from pseudolabel_nb.strategies.parts import Rule, Selector
+from pseudolabel_nb.strategies.selection import Rule, Selector
 
 @dataclass(frozen=True)
 class Mine(Selector):

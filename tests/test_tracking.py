@@ -14,7 +14,7 @@ from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.runs import tracking
 from pseudolabel_nb.runs.run import RoundRecord, begin_run
 from pseudolabel_nb.runs.tracking import run_scalars, to_mlflow, to_tensorboard
-from pseudolabel_nb.strategies.strategies import strategies
+from pseudolabel_nb.strategies.strategy import strategies
 
 SETTINGS = pnb.Settings(steps=8, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=2)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from pseudolabel_nb.diagnostics.advice import Advice, rank_strategies
 from pseudolabel_nb.diagnostics.expectations import Trial, expectations
 from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
-from pseudolabel_nb.strategies.strategies import strategy, strategies
+from pseudolabel_nb.strategies.strategy import strategies, strategy
 
 RESULTS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results"
 KNOWN = {"demo": None, "vnc_mito_2000": ("vnc_mito", 2000), "sweep": ("dsb2018", 300), "story": ("micrographs", 1200)} # folder -> data set and steps; None: the first seed of `micrographs` once more

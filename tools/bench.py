@@ -91,7 +91,7 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
     from pseudolabel_nb.training.augmentation import augmentation
     from pseudolabel_nb.training.loop import Phase, train
     from pseudolabel_nb.training.losses import losses
-    from pseudolabel_nb.training.settings import Settings
+    from pseudolabel_nb.runs.settings import Settings
 
     settings = Settings(steps=steps, evaluations=1, network="timed")
     windows, augment, loss = CropSampler(images, settings.crop, settings.foreground_share), augmentation(settings.augment), losses[settings.loss]
@@ -123,11 +123,11 @@ def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tupl
     "A strategy's training steps and supervised ones, ten by ten in turns; drawing the batches is part of both."
     from dataclasses import replace
 
-    from pseudolabel_nb.strategies.parts import Context
+    from pseudolabel_nb.strategies.selection import Context
     from pseudolabel_nb.strategies.pseudo_images import PseudoImages
-    from pseudolabel_nb.strategies.strategies import strategy as named
+    from pseudolabel_nb.strategies.strategy import strategy as named
     from pseudolabel_nb.training.loop import Phase, Trainer, drawing
-    from pseudolabel_nb.training.settings import Settings
+    from pseudolabel_nb.runs.settings import Settings
 
     strategy, settings = named(name), Settings(steps=steps)
     student = strategy.student if strategy.live else replace(strategy.student, sampling="paired") # so that the batch always has its eight windows
@@ -171,7 +171,7 @@ def pseudo_label(network, images, folder: Path) -> None:
     "What a round does before it trains: predict into a store, fit the selector, count what it keeps."
     from pseudolabel_nb.inference.predictions import predict
     from pseudolabel_nb.strategies.class_balanced import ClassBalanced
-    from pseudolabel_nb.strategies.parts import Context
+    from pseudolabel_nb.strategies.selection import Context
     from pseudolabel_nb.strategies.pseudo_images import PseudoImages
 
     predictions = predict(network, images, folder, batch_size=BATCH)

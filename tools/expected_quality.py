@@ -14,7 +14,7 @@ from pseudolabel_nb.diagnostics.gather import from_run
 from pseudolabel_nb.diagnostics.known import units
 from pseudolabel_nb.measures.calibration import calibrations, expected_quality, quality_names, true_quality
 from pseudolabel_nb.training.rounds import run
-from pseudolabel_nb.training.settings import Settings
+from pseudolabel_nb.runs.settings import Settings
 
 GROUPS = {"vnc_mito": r"_(r\d+_c\d+)", "dsb2018": None, "ldc_cells": None}
 THRESHOLDS = (0.5, 0.7, 0.9)

@@ -171,7 +171,7 @@ def own_validation(data, ratio: float, seed: int, phase: str): # Data -> Data
 def begun(cell: Cell, root: Path, work: Path, device: str) -> tuple: # Run, Data
     "The run of a cell and its images."
     import pseudolabel_nb as pnb
-    from pseudolabel_nb.strategies.strategies import changed
+    from pseudolabel_nb.strategies.strategy import changed
     from pseudolabel_nb.training.task import begin
     arm, data = ARMS[cell.strategy], own_validation(pnb.open_images(root / cell.dataset), cell.labeled_ratio, cell.seed, cell.phase)
     settings = pnb.Settings(**BASE | TUNED.get(cell.dataset, {}) | arm.settings, steps=cell.steps)

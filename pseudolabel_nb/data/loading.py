@@ -94,16 +94,16 @@ class CropSampler:
         low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, self.source.shape(i))
         return turned(*self._cut(i, low.tolist(), (high - low).tolist()), middle - low, self.crop, angle, zoom)
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]: # image (channels, crop, crop), mask (crop, crop), weight (crop, crop), aimed?
-        "One window of one image, turned and mirrored, and whether it was aimed at foreground."
-        i, aimed = int(rng.integers(len(self))), rng.random() < self.foreground_share
-        points = self.points(i) if aimed else ()
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]: # image (channels, crop, crop), mask (crop, crop), weight (crop, crop), centered on foreground?
+        "One window of one image, turned and mirrored, and whether it was centered on foreground."
+        i, centered = int(rng.integers(len(self))), rng.random() < self.foreground_share
+        points = self.points(i) if centered else ()
         center = points[rng.integers(len(points))] if len(points) else (None, None)
         size = [min(s, self.crop) for s in self.source.shape(i)]
         start = [window_start(s, self.crop, c, rng) for s, c in zip(self.source.shape(i), center)]
         window = self._at_an_angle(i, start, rng) if self.rotations == "any" else pad_window(*self._cut(i, start, size), self.crop)
         rotations, mirror = rng.integers(4), 1 - 2 * rng.integers(2)
-        return *(np.rot90(x, rotations, (-2, -1))[..., ::mirror] for x in window), aimed
+        return *(np.rot90(x, rotations, (-2, -1))[..., ::mirror] for x in window), centered
 
 # %% ../../nbs/data/08_loading.ipynb #cd7410c4
 class Batch(NamedTuple):
@@ -112,13 +112,13 @@ class Batch(NamedTuple):
     masks: Tensor # (n, crop, crop) int64: classes, 255 = ignore
     is_pseudo: Tensor # (n,) bool
     weights: Tensor # (n, crop, crop) float32: of a pixel relative to the others of its kind
-    fair: Tensor # (n,) bool: drawn anywhere, not aimed at foreground; together they show the classes as they occur
-    plain: Tensor # (m, channels, crop, crop) the pseudo-labeled windows as they are, for a teacher
-    second: Tensor # (m, channels, crop, crop) another view of them, or (0, …) where none was asked for
+    uniform: Tensor # (n,) bool: drawn anywhere, not centered on foreground; together they show the classes as they occur
+    weak: Tensor # (m, channels, crop, crop) the pseudo-labeled windows as they are, for a teacher
+    strong2: Tensor # (m, channels, crop, crop) another view of them, or (0, …) where none was asked for
 
 def _part(windows: CropSampler, n: int, rng: np.random.Generator, view: Callable) -> list[tuple]:
-    "`n` windows, their images as they are and changed by `view`: (changed, mask, weight, fair, as it is)."
-    return [(view(x, rng), mask, weight, not aimed, x) for x, mask, weight, aimed in (windows.draw(rng) for _ in range(n))]
+    "`n` windows, their images as they are and changed by `view`: (changed, mask, weight, uniform, as it is)."
+    return [(view(x, rng), mask, weight, not centered, x) for x, mask, weight, centered in (windows.draw(rng) for _ in range(n))]
 
 def _images(windows: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
     "Windows as one tensor, in the memory format that convolutions like."
@@ -129,7 +129,7 @@ def batch_at(
     labeled: CropSampler,
     pseudo: CropSampler | None = None,
     batch_size: int = 4, # labeled windows; with pseudo-labels the batch has twice as many places
-    sampling: str = "pooled", # or "paired"
+    paired: bool = False, # half of each batch from either kind; else drawn from all images alike
     seed: int = 0,
     phase: int = 0, # the round, so that rounds see other batches
     augment: Callable = lambda image, rng: image, # (image (channels, h, w), rng) -> image; of labeled windows
@@ -138,17 +138,19 @@ def batch_at(
     "The batch of a step: a pure function of seed, phase and step."
     n, m = batch_size, 0
     if pseudo is not None and len(pseudo):
-        n = batch_size if sampling == "paired" else int(random_stream(seed, "places", phase, step).binomial(2 * batch_size, len(labeled) / (len(labeled) + len(pseudo))))
+        n = batch_size if paired else int(random_stream(seed, "places", phase, step).binomial(2 * batch_size, len(labeled) / (len(labeled) + len(pseudo))))
         m = 2 * batch_size - n
-    parts = _part(labeled, n, random_stream(seed, "labeled", phase, step), augment)
+    # the name of a stream decides its numbers: both spellings would do, and the first one is kept so that runs repeat
+    stream = random_stream(seed, "labelled", phase, step) # both spellings
+    parts = _part(labeled, n, stream, augment)
     first, *more = views or (augment,)
     if m: parts += _part(pseudo, m, random_stream(seed, "pseudo", phase, step), first)
-    images, masks, weights, fair, plain = zip(*parts)
+    images, masks, weights, uniform, plain = zip(*parts)
     rng = random_stream(seed, "second view", phase, step)
     second = [view(x, rng) for view in more for x in plain[n:]]
     shape = images[0].shape
     return Batch(_images(images, shape), torch.from_numpy(np.stack(masks)).long(), torch.arange(n + m) >= n,
-                 torch.from_numpy(np.stack(weights)), torch.tensor(fair), _images(plain[n:], shape), _images(second, shape))
+                 torch.from_numpy(np.stack(weights)), torch.tensor(uniform), _images(plain[n:], shape), _images(second, shape))
 
 def batches(
     labeled, # `ImageSet` with masks
@@ -156,7 +158,7 @@ def batches(
     steps: int = 1000,
     crop: int = 128, # px
     foreground_share: float = 0.5,
-    **options, # to `batch_at`: batch_size, sampling, seed, phase, augment
+    **options, # to `batch_at`: batch_size, paired, seed, phase, augment
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]: # images, masks, is_pseudo, as in `Batch`
     "Batches for a training loop of your own."
     if not len(labeled): raise UserError("no labeled images; expected at least one, so raise the labeled ratio")

@@ -20,8 +20,8 @@ from .rules import Examined, apply_rules, examine_run
 from ..measures.evidence import Evidence, weigh
 from ..runs.compare import Comparison, RunFacts, compare
 from ..runs.run import Run
-from ..strategies.parts import Strategy
-from ..strategies.strategies import strategy as named_strategy, strategies
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import strategies, strategy as named_strategy
 
 # %% ../../nbs/diagnostics/16_advice.ipynb #026fa517
 def variant(

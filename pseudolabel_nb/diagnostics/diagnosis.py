@@ -25,7 +25,7 @@ from .quantity import examine_quantity, examine_ratio
 from .where import examine_places
 from ..inference.predictions import Predictions
 from ..runs.run import RoundRecord, Run, open_run
-from ..strategies.parts import Selection
+from ..strategies.selection import Selection
 
 # %% ../../nbs/diagnostics/12_diagnosis.ipynb #c286a5dd
 examinations: dict[str, Callable[[DiagnosisInputs], object]] = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from ..core import UserError
 from ..measures.statistics import paired_interval
-from ..strategies.parts import Strategy
-from ..strategies.strategies import strategies
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import strategies
 
 # %% ../../nbs/diagnostics/15_expectations.ipynb #aa880479
 @dataclass(frozen=True)

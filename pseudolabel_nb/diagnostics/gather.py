@@ -26,7 +26,8 @@ from ..models.checkpoints import load_network, load_tensors
 from ..models.networks import build_network
 from ..runs.run import RoundRecord, Run, teacher_of
 from ..strategies import strategies # noqa: F401 makes the selectors known
-from ..strategies.parts import Context, Strategy, Rule
+from ..strategies.selection import Context, Rule
+from ..strategies.strategy import Strategy
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #8a39f652
 def mask_counts(

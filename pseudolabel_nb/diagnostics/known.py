@@ -16,7 +16,7 @@ from .findings import Finding, Picture
 from ..inference.predictions import Predictions, bins
 from ..measures.statistics import sum_by_group
 from ..runs.run import RoundRecord
-from ..strategies.parts import kept_pixels
+from ..strategies.selection import kept_pixels
 
 # %% ../../nbs/diagnostics/02_known.ipynb #5184c395
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from ..core import UserError, from_dict
 from .findings import Finding, Remedy
 from ..runs.run import Run
-from ..strategies.parts import Strategy
-from ..strategies.strategies import strategies
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import strategies
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #5c6d65af
 @dataclass(frozen=True)

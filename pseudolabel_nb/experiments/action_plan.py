@@ -26,9 +26,9 @@ from .sweep import sweep
 from ..measures.evidence import weigh
 from ..runs.compare import compare
 from ..runs.run import Run
-from ..strategies.parts import Strategy
-from ..strategies.strategies import strategy as named_strategy
-from ..training.settings import Settings
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import strategy as named_strategy
+from ..runs.settings import Settings
 
 # %% ../../nbs/experiments/05_action_plan.ipynb #2df7e967
 @dataclass(frozen=True)

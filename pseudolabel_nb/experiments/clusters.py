@@ -137,10 +137,10 @@ def _registries() -> dict[str, dict]: # kind -> name -> entry
     "What may be called by a name that a user has given."
     from pseudolabel_nb.inference.ensembles import combinations
     from pseudolabel_nb.models.networks import networks
-    from pseudolabel_nb.strategies.parts import shapes
+    from pseudolabel_nb.strategies.schedules import shapes
     from pseudolabel_nb.training.augmentation import augmentations
     from pseudolabel_nb.training.losses import losses
-    from pseudolabel_nb.training.mixing import mixings
+    from pseudolabel_nb.strategies.mixing import mixings
     return dict(network=networks, loss=losses, mixing=mixings, augmentation=augmentations, combination=combinations, shape=shapes)
 
 def _values(obj) -> Iterator:
@@ -184,7 +184,7 @@ def import_file(
 
 def _lacking(modules: Sequence[tuple[str, str]], strategies: list[dict], registered: list[tuple[str, str]]) -> str:
     "Asked of a worker: is there something that it does not know? In a line."
-    from pseudolabel_nb.strategies.parts import Strategy
+    from pseudolabel_nb.strategies.strategy import Strategy
     try:
         import_module("pseudolabel_nb.training.rounds") # knows all that comes with the package
         import_modules(modules)

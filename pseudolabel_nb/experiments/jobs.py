@@ -19,9 +19,9 @@ from ..data.images import Data
 from .clusters import import_modules
 from .sharing import load_cached, save_cached
 from ..runs.run import Run, locked
-from ..strategies.parts import Strategy
+from ..strategies.strategy import Strategy
 from ..training.rounds import adopt_teacher, finish, rounds
-from ..training.settings import Settings
+from ..runs.settings import Settings
 from ..training.task import begin
 
 # %% ../../nbs/experiments/01b_jobs.ipynb #b2760f0a

@@ -23,10 +23,10 @@ from .jobs import SHELVES, Common, Failure, Job, begin_job, cache_dir, work, wri
 from .results import read_results, run_folder, write_tables
 from ..models.distributed import own_folder, processes
 from ..runs.run import Run, locked
-from ..strategies.parts import Strategy
-from ..strategies.strategies import strategy as named_strategy
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import strategy as named_strategy
 from ..training.rounds import first_training, phase_steps
-from ..training.settings import Settings
+from ..runs.settings import Settings
 from ..training.task import split_ids, with_test_set
 
 # %% ../../nbs/experiments/01_sweep.ipynb #11e0bcd6

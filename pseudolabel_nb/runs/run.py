@@ -16,6 +16,7 @@ from typing import Any
 
 from ..cards import Html, bar, block, card, code, facts, html, table
 from ..core import PART, UserError, append_jsonl, from_dict, read_json, read_jsonl, write_json
+from .settings import Settings
 
 # %% ../../nbs/runs/00_run.ipynb #cca9efe5
 @dataclass(frozen=True)
@@ -125,6 +126,38 @@ class Run:
         return self._table("config.json")
 
     @property
+    def strategy(self): # `Strategy`
+        "Return the strategy, with its selector and its method."
+        from pseudolabel_nb.strategies.strategy import from_config
+        return from_config(self._table("config.json", "strategy")["strategy"], self.folder / "config.json")
+
+    @property
+    def settings(self) -> Settings:
+        "Return how its networks were trained."
+        return from_dict(Settings, self._table("config.json", "settings")["settings"])
+
+    def network(self,
+        round: int | None = None, # None: the one that the run keeps
+    ): # `nn.Module`, in evaluation mode, on the CPU
+        "Return the trained network of a round; `UserError` where its weights are gone."
+        records = {r.round: r for r in self.records()}
+        if round is None: return self.network_at(self.best().checkpoint)
+        if round not in records:
+            raise UserError(f"{self.folder}: round {round} is not done; expected one of: {', '.join(map(str, records)) or 'none yet'}")
+        return self.network_at(records[round].checkpoint)
+
+    def network_at(self,
+        checkpoint: str, # below the run folder, as its records name it
+    ): # `nn.Module`, in evaluation mode, on the CPU
+        "Return the network with these weights: the only place that builds and loads one."
+        from pseudolabel_nb.models.checkpoints import load_network
+        from pseudolabel_nb.models.networks import build_network
+        config, s = self._table("config.json", "settings", "channels", "n_classes"), self.settings
+        network = build_network(s.network, config["channels"], config["n_classes"], **s.network_options)
+        load_network(self.folder / checkpoint, network)
+        return network.eval()
+
+    @property
     def environment(self) -> dict:
         "Where it was trained: versions, device."
         return self._table("environment.json")
@@ -219,7 +252,9 @@ def open_run(
     "Open a run folder; `UserError` if it is none."
     if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
     run = Run(folder)
-    run._table("config.json", "strategy")
+    if not {"strategy", "n_classes"} <= {*run._table("config.json")}:
+        raise UserError(f"{folder}: was written by an earlier version of this package, whose runs cannot be gone on with; expected "
+                        "a run of this one, so train it again in another folder")
     return run
 
 # %% ../../nbs/runs/00_run.ipynb #cd958138

@@ -6,11 +6,11 @@
 __all__ = ['best']
 
 # %% ../../nbs/strategies/18_best.ipynb #8da56a56
-from dataclasses import replace
-
-from .copy_paste import copy_paste
+from .copy_paste import CopyPaste
+from .strategy import Strategy, ship
 from .threshold import EveryPixel
 
 # %% ../../nbs/strategies/18_best.ipynb #b516c2b6
-best = replace(copy_paste, name="best", selector=EveryPixel(), student=replace(copy_paste.student, mixing="paste", views="strong", rotations="quarter"),
-    about="labeled foreground pasted into unlabeled windows in strong views, every pixel labeled by its more probable class: what came out best where labels are far too few")
+best = ship(Strategy("best", EveryPixel(), CopyPaste(both_ways=False, view="strong", rotations="quarter"), rounds=1,
+    about="labeled foreground pasted into unlabeled windows in strong views, every pixel labeled by its more probable class: "
+          "what came out best where labels are far too few"))

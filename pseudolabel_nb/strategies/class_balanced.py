@@ -14,7 +14,8 @@ import numpy as np
 
 from ..inference.predictions import Predictions
 from .limited import at_most
-from .parts import Context, Strategy, Rule, Selector, class_thresholds, kept_pixels
+from .selection import Context, Rule, Selector, class_thresholds, kept_pixels
+from .strategy import Strategy, ship
 
 # %% ../../nbs/strategies/05_class_balanced.ipynb #cfdcb954
 def foreground_ratio(
@@ -128,4 +129,4 @@ def _warning(total: np.ndarray, prior: float, tolerance: float) -> str:
     remedy = "lower the foreground threshold or train the teacher longer" if ratio < prior else "raise the foreground threshold or lower the background threshold"
     return f"no choice of images meets the prior of {prior:.2%}: the kept foreground ratio is {ratio:.2%}; {remedy}"
 
-class_balanced = Strategy("class_balanced", ClassBalanced(), about="0.60 for foreground, 0.80 for background; images chosen to match the prior")
+class_balanced = ship(Strategy("class_balanced", ClassBalanced(), about="0.60 for foreground, 0.80 for background; images chosen to match the prior"))

@@ -14,7 +14,9 @@ from ..core import UserError
 from ..inference.predictions import Predictions, bins
 from ..measures.metrics import threshold_edges
 from .limited import at_most
-from .parts import Context, Moving, Strategy, Rule, Selector, best_images
+from .schedules import Moving
+from .selection import Context, Rule, Selector, best_images
+from .strategy import Strategy, ship
 
 # %% ../../nbs/strategies/06_class_quantiles.ipynb #c4b83a5c
 def best_bins(
@@ -113,4 +115,4 @@ def _warning(kept: np.ndarray, prior: np.ndarray, aligned: bool) -> str:
     else: why = "the shares are of what the teacher predicts, so set aligned=True to keep the proportion of the labels"
     return f"the kept pixels are {kept[worst] / max(kept.sum(), 1):.2%} {name}, the prior says {prior[worst]:.2%}: {why}"
 
-class_quantiles = Strategy("class_quantiles", ClassQuantiles(), Moving("quantile", 0.2, 0.5), about="the most confident share of each class, 0.2 to 0.5 over the rounds, in the proportion of the prior")
+class_quantiles = ship(Strategy("class_quantiles", ClassQuantiles(), schedule=Moving("quantile", 0.2, 0.5), about="the most confident share of each class, 0.2 to 0.5 over the rounds, in the proportion of the prior"))

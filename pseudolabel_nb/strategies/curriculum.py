@@ -7,11 +7,12 @@ __all__ = ['curriculum', 'curriculum_threshold']
 
 # %% ../../nbs/strategies/07_curriculum.ipynb #b3dfb7c0
 from ..core import UserError
-from .parts import Moving, Strategy
+from .schedules import Moving
+from .strategy import Strategy, ship
 from .threshold import Threshold
 
 # %% ../../nbs/strategies/07_curriculum.ipynb #c14cd56a
-curriculum = Strategy("curriculum", Threshold(), Moving("threshold", 0.90, 0.60), about="a threshold that falls over the rounds: 0.90, 0.75, 0.60")
+curriculum = ship(Strategy("curriculum", Threshold(), schedule=Moving("threshold", 0.90, 0.60), about="a threshold that falls over the rounds: 0.90, 0.75, 0.60"))
 
 def curriculum_threshold(
     iteration: int, # from 1

@@ -13,13 +13,14 @@ import numpy as np
 from ..core import progress
 from ..inference.ensembles import check_members, combined_planes
 from ..inference.predictions import Predictions, with_background
-from .parts import Strategy, Rule, Teacher, apply
+from .selection import Rule, apply
+from .strategy import Strategy, Teacher, ship
 from .pseudo_images import target_table
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/09_ensemble.ipynb #9eb1772f
-ensemble = Strategy("ensemble", ClassThresholds(0.60, 0.80), teacher=Teacher(members=3, source="seeds", combine="mean"),
-    about="three networks from other initial weights; their mean, 0.60 for foreground and 0.80 for background")
+ensemble = ship(Strategy("ensemble", ClassThresholds(0.60, 0.80), teacher=Teacher(members=3, source="seeds", combine="mean"),
+    about="three networks from other initial weights; their mean, 0.60 for foreground and 0.80 for background"))
 
 # %% ../../nbs/strategies/09_ensemble.ipynb #b43bdb42
 agreement_rules = "mean", "weighted", "majority", "unanimous"

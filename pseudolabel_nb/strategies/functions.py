@@ -18,7 +18,7 @@ from ..inference.predictions import predict
 from .class_balanced import ClassBalanced
 from .curriculum import curriculum_threshold
 from .limited import Limited
-from .parts import Context, Selector
+from .selection import Context, Selector
 from .pseudo_images import PseudoImages
 from .threshold import Threshold
 

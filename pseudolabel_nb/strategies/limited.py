@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..core import UserError
 from ..inference.predictions import Predictions
-from .parts import Context, Strategy, Rule, Selector, best_images, class_thresholds
+from .selection import Context, Rule, Selector, best_images, class_thresholds
+from .strategy import Strategy, ship
 
 # %% ../../nbs/strategies/04_limited.ipynb #5a872595
 def at_most(
@@ -35,4 +36,4 @@ class Limited(Selector):
         images = best_images(predictions.ids, predictions.scores(), at_most(self.ratio, context.labeled))
         return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold), images)
 
-limited = Strategy("limited", Limited(), about="the same threshold; one pseudo-labeled image a labeled one, the most confident")
+limited = ship(Strategy("limited", Limited(), about="the same threshold; one pseudo-labeled image a labeled one, the most confident"))

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from ..core import UserError
 from ..inference.predictions import Predictions
-from .parts import Context, Strategy, Rule, Selector, best_images, class_thresholds, round_off
+from .schedules import round_off
+from .selection import Context, Rule, Selector, best_images, class_thresholds
+from .strategy import Strategy, ship
 
 # %% ../../nbs/strategies/03_low_threshold.ipynb #ab18cd49
 def decision_thresholds(
@@ -35,4 +37,4 @@ class LowThreshold(Selector):
         predictions = members[0]
         return Rule(decision_thresholds(predictions.n_classes, self.threshold), best_images(predictions.ids, predictions.scores()))
 
-low_threshold = Strategy("low_threshold", LowThreshold(), about="foreground from 0.50 on, background elsewhere; every image, every pixel")
+low_threshold = ship(Strategy("low_threshold", LowThreshold(), about="foreground from 0.50 on, background elsewhere; every image, every pixel"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cards import card, facts, masks
 from ..inference.predictions import Predictions, levels, with_background
-from .parts import Rule, Selection, apply
+from .selection import Rule, Selection, apply
 
 # %% ../../nbs/strategies/01_pseudo_images.ipynb #f0b028f4
 def target_table(

@@ -6,9 +6,12 @@
 __all__ = ['pu']
 
 # %% ../../nbs/strategies/15_pu.ipynb #17df12a9
-from .parts import Strategy, Student, Teacher
+from .positive_unlabeled import PositiveUnlabeled
+from .self_training import SelfTraining
+from .strategy import Strategy, Teacher, ship
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/15_pu.ipynb #e90b016c
-pu = Strategy("pu", ClassThresholds(0.60, 0.80), teacher=Teacher(loss="nnpu", combine="reliable_negatives"), student=Student(sampling="paired"),
-    about="foreground from pseudo-labels, background from a positive-unlabeled network, where both agree")
+pu = ship(Strategy("pu", ClassThresholds(0.60, 0.80), SelfTraining(paired=True),
+    teacher=Teacher(method=PositiveUnlabeled(), combine="reliable_negatives"),
+    about="foreground from pseudo-labels, background from a positive-unlabeled network, where both agree"))

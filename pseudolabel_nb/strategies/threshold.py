@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..core import UserError
 from ..inference.predictions import Predictions
-from .parts import Context, Strategy, Rule, Selector, best_images, class_thresholds
+from .selection import Context, Rule, Selector, best_images, class_thresholds
+from .strategy import Strategy, ship
 
 # %% ../../nbs/strategies/02_threshold.ipynb #601ed00a
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Threshold(Selector):
         predictions = members[0]
         return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold), best_images(predictions.ids, predictions.scores()))
 
-naive = Strategy("naive", Threshold(), about="one confidence threshold, 0.70; every image, every pixel that passes")
+naive = ship(Strategy("naive", Threshold(), about="one confidence threshold, 0.70; every image, every pixel that passes"))
 
 # %% ../../nbs/strategies/02_threshold.ipynb #bb2bd81e
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@
 __all__ = ['weighted']
 
 # %% ../../nbs/strategies/08_weighted.ipynb #f2dfd7af
-from .parts import Strategy, Student
+from .self_training import SelfTraining
+from .strategy import Strategy, ship
 from .threshold import Threshold
 
 # %% ../../nbs/strategies/08_weighted.ipynb #232e7b2b
-weighted = Strategy("weighted", Threshold(), student=Student(weight=0.5), about="one threshold, 0.70, and pseudo-labels that count half")
+weighted = ship(Strategy("weighted", Threshold(), SelfTraining(weight=0.5), about="one threshold, 0.70, and pseudo-labels that count half"))

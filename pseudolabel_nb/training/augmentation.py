@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..core import UserError, lookup, register
+from ..core import Registry, UserError, lookup, register
 
 # %% ../../nbs/training/03_augmentation.ipynb #78169b1a
-augmentations: dict[str, Callable] = {}
+augmentations = Registry("pseudolabel_nb.training") # name -> f(image, rng) -> image
 
 def register_augmentation(
     name: str, # what `augment=` will call it

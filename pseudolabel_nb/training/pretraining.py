@@ -22,7 +22,7 @@ from ..models.networks import build_network
 from ..strategies.pseudo_images import UnlabeledImages
 from .augmentation import augmentation
 from .loop import Phase, Trainer, train
-from .settings import Settings
+from ..runs.settings import Settings
 
 # %% ../../nbs/training/07a_pretraining.ipynb #a1f0c007
 def hidden_patches(
@@ -43,7 +43,7 @@ def restoration_batch(
     batch_size: int,
     seed: int,
     view: Callable, # (image (channels, h, w), rng) -> image; of what stays visible
-) -> Batch: # `images` with hidden pixels 0, `plain` the windows as they are, `weights` 1 where hidden
+) -> Batch: # `images` with hidden pixels 0, `weak` the windows as they are, `weights` 1 where hidden
     "The batch of a step: a pure function of seed and step. No pixel of it has a label."
     rng = random_stream(seed, "restoration", step)
     plain = [np.ascontiguousarray(windows.draw(rng)[0]) for _ in range(batch_size)]
@@ -59,7 +59,7 @@ def restoration_loss(
 ) -> Tensor: # scalar, standard deviations of the image
     "Mean absolute error of the hidden pixels."
     hidden = batch.weights[:, None].expand_as(restored)
-    return ((restored - batch.plain).abs() * hidden).sum() / hidden.sum().clamp(min=1)
+    return ((restored - batch.weak).abs() * hidden).sum() / hidden.sum().clamp(min=1)
 
 # %% ../../nbs/training/07a_pretraining.ipynb #a1f0c012
 class Restorer(Trainer):
@@ -73,7 +73,7 @@ class Restorer(Trainer):
         s, channels = self.settings, self.phase.labeled.channels
         return build_network(s.network, channels, channels, self.phase.seed, **s.network_options)
 
-    def drawing(self) -> Callable[[int], Batch]:
+    def batch_fn(self) -> Callable[[int], Batch]:
         "Windows of any image by quarter turns, which keep them sharp; none of them aimed."
         s = self.settings
         windows, view = CropSampler(UnlabeledImages(self.phase.labeled), s.crop, 0.0), augmentation(s.augment)
@@ -102,5 +102,5 @@ def pretrain(
     "Let a network restore hidden patches of these images, or go on with it; nothing where that is done."
     path = pretrained_path(folder)
     if path.exists() and load_tensors(path)[1]["step"] == steps: return path
-    train(Phase("pretraining", steps, images.hide_masks(), None, seed=seed), settings, folder, device, Restorer)
+    train(Phase(number="pretraining", steps=steps, labeled=images.hide_masks(), val=None, seed=seed), settings, folder, device, Restorer)
     return path

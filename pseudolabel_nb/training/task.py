@@ -14,19 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import UserError, from_dict, lookup, read_json, to_dict
+from ..core import UserError, lookup, read_json, to_dict
 from ..data.fingerprint import changed_splits, fingerprints
 from ..data.images import Data, ImageSet, Item
 from ..data.splits import divide_by_group, labeled_ids
 from ..measures.prior import Prior, estimate_prior
 from ..models.distributed import joint_device, processes
 from ..runs.run import Run, begin_run, trained
-from ..strategies.parts import Strategy
-from ..strategies.strategies import strategy as named_strategy
-from . import pu_losses # noqa: F401 registers its losses
-from .losses import losses, whole_batch_losses
-from .mixing import mixings
-from .settings import Settings
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import strategy as named_strategy
+from .losses import losses
+from ..strategies.mixing import mixings
+from ..runs.settings import Settings
 
 # %% ../../nbs/training/08_task.ipynb #02a601c0
 def with_test_set(
@@ -91,14 +90,13 @@ def _check_foreground(data: Data) -> None:
 
 def _check(strategy: Strategy, settings: Settings, n_classes: int) -> None:
     "`UserError` for what a strategy cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
-    lookup(mixings, strategy.student.mixing, "student.mixing")
-    for what, name in (("loss", settings.loss), ("student.loss", strategy.student.loss or settings.loss), ("teacher.loss", strategy.teacher.loss or settings.loss)): lookup(losses, name, what)
-    if settings.loss in whole_batch_losses: raise UserError(f"loss is {settings.loss!r}, which learns from labeled and unlabeled windows together; expected a loss of labeled ones, such as ce_dice, so set teacher.loss or student.loss instead")
-    if strategy.live and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
+    method = strategy.method
+    lookup(mixings, getattr(method, "mixing", "none"), "method.mixing")
+    for what, name in (("loss", settings.loss), ("method.pseudo_loss", getattr(method, "pseudo_loss", ""))): lookup(losses, name or settings.loss, what)
+    if method.online and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
     if strategy.teacher.source == "snapshots" and strategy.teacher.members > settings.evaluations:
         raise UserError(f"teacher.members is {strategy.teacher.members} and evaluations {settings.evaluations}; expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
-    if n_classes > 2 and (named := {strategy.teacher.loss, strategy.student.loss} & whole_batch_losses):
-        raise UserError(f"{', '.join(sorted(named))}: learns from two classes, and the data have {n_classes}; merge the categories (multiclass=False), or choose another strategy")
+    if n_classes > 2 and "PositiveUnlabeled" in (type(method).__name__, type(strategy.teacher.method).__name__): raise UserError(f"PositiveUnlabeled learns from two classes, and the data have {n_classes}; merge the categories (multiclass=False), or choose another strategy")
 
 def _as_begun(out: Path, config: dict) -> dict:
     "`config`, without its fingerprint where training began before fingerprints were written."
@@ -119,7 +117,7 @@ def begin(
     strategy, data = named_strategy(strategy) if isinstance(strategy, str) else strategy, with_test_set(data)
     _check(strategy, settings, data.train.n_classes)
     _check_foreground(data)
-    config = dict(data=data.name, classes=list(data.classes), read=list(data.notes), labeled_ratio=labeled_ratio, seed=seed, strategy=to_dict(strategy), settings=to_dict(settings))
+    config = dict(data=data.name, classes=list(data.classes), n_classes=data.train.n_classes, channels=data.train.channels, read=list(data.notes), labeled_ratio=labeled_ratio, seed=seed, strategy=to_dict(strategy), settings=to_dict(settings))
     split, device = split_ids(data, labeled_ratio, seed), resolve_device(device)
     config |= dict(fingerprint=fingerprints(data, split["labeled"]))
     return begin_run(out, _as_begun(Path(out), config), split, device, source, **hardware(device))
@@ -150,6 +148,8 @@ class Task:
     unlabeled: ImageSet # their masks out of reach
     images: ImageSet # all images to learn from, labeled or not, their masks out of reach
     val: ImageSet # with masks
+    test: ImageSet # with masks, looked at once
+    partial: bool # is the background of the labels unknown?
     prior: Prior # class ratios of the labeled images, or as the strategy gives them
 
 def open_task(
@@ -159,12 +159,12 @@ def open_task(
     "Read the run's files and find its images in `data`; `UserError` where they are others than those it was begun with."
     data, config, split = with_test_set(data), run.config, run.split
     if others := changed_splits(config.get("fingerprint"), data, split["labeled"]): raise UserError(f"{run.folder}: was begun on other images or masks ({', '.join(others)}); expected the same to go on, so open the data it was begun with, or begin a new run")
-    strategy, seed = from_dict(Strategy, config["strategy"]), config["seed"]
-    labeled, partly = data.train.subset(split["labeled"]), strategy.student.background == "unlabeled"
+    strategy, seed = run.strategy, config["seed"]
+    labeled, partly = data.train.subset(split["labeled"]), strategy.annotations == "partial"
     unlabeled, prior = unlabeled_images(data, [] if partly else split["labeled"]), known_prior(labeled, strategy.prior, seed)
-    if not partly and not prior.pixels[0]: raise UserError(f"labeled masks: no background pixel in the {len(labeled)}; expected some, or everything would be called foreground, so mark background as 0, or set student.background=unlabeled where only objects are annotated (see pu)")
-    return Task(run, strategy, from_dict(Settings, config["settings"]), seed, run.environment["device"], foreground_only(labeled) if partly else labeled,
-                unlabeled, unlabeled_images(data, []), data.val.subset(split["val"]), prior)
+    if not partly and not prior.pixels[0]: raise UserError(f"labeled masks: no background pixel in the {len(labeled)}; expected some, or everything would be called foreground, so mark background as 0, or set annotations=partial where only objects are annotated (see pu)")
+    return Task(run, strategy, run.settings, seed, run.environment["device"], foreground_only(labeled) if partly else labeled,
+                unlabeled, unlabeled_images(data, []), data.val.subset(split["val"]), data.test.subset(split["test"]), partly, prior)
 
 def known_prior(
     labeled: ImageSet, # with masks

@@ -7,7 +7,6 @@ __all__ = ['watched', 'teacher_checkpoints', 'watched_of', 'trusted', 'pseudo_im
 
 # %% ../../nbs/training/09_teaching.ipynb #c2037133
 import math, shutil
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -15,11 +14,10 @@ from torch import nn
 from ..core import read_json, write_json
 from ..inference.ensembles import combine
 from ..inference.predictions import Predictions, predict, thin
-from ..models.checkpoints import load_network, load_tensors
-from ..models.networks import build_network
+from ..models.checkpoints import load_tensors
 from ..runs.run import RoundRecord, teacher_of
 from ..strategies.ensemble import agreement
-from ..strategies.parts import Context
+from ..strategies.selection import Context
 from ..strategies.pseudo_images import PseudoImages
 from .task import Task
 from .validation import validate
@@ -30,9 +28,9 @@ def teacher_checkpoints(
     records: list[RoundRecord], # of the rounds that are done, at least one
 ) -> tuple[str, ...]: # below the run folder
     "The networks that label for the next round, the last accepted one first."
-    teacher, first, last = task.strategy.teacher, records[0], teacher_of(records)
+    teacher, method, first, last = task.strategy.teacher, task.strategy.method, records[0], teacher_of(records)
     if teacher.combine == "reliable_negatives": return (last.checkpoint,) if last.round == 0 else (last.checkpoint, first.checkpoint)
-    if teacher.members == 1 or teacher.who == "peer": return (last.checkpoint,)
+    if teacher.members == 1 or method.online: return (last.checkpoint,)
     if teacher.source == "snapshots": return last.members
     newest = [r.checkpoint for r in reversed(records) if r.accepted and r.round] + list(first.members)
     return tuple(newest[:teacher.members])
@@ -40,9 +38,7 @@ def teacher_checkpoints(
 # %% ../../nbs/training/09_teaching.ipynb #cc16b10d
 def _network(task: Task, checkpoint: str) -> nn.Module:
     "The network of the run with these weights."
-    network = build_network(task.settings.network, task.labeled.channels, task.labeled.n_classes, **task.settings.network_options)
-    load_network(task.run.folder / checkpoint, network)
-    return network
+    return task.run.network_at(checkpoint)
 
 def _predict(task: Task, network: nn.Module, folder: Path, tag: str, desc: str) -> Predictions:
     "What a network says of all unlabeled images."
@@ -75,7 +71,7 @@ def trusted(
     "Fit the round's selector; the images that it trusts."
     context = Context(task.prior.ratios, len(task.labeled), number, task.strategy.rounds, decision)
     rule = task.strategy.selector_at(number).fit([predictions], context)
-    return PseudoImages(task.unlabeled, predictions, replace(rule, by_confidence=rule.by_confidence or task.strategy.student.by_confidence))
+    return PseudoImages(task.unlabeled, predictions, task.strategy.method.adapt(rule))
 
 def pseudo_images(
     task: Task,

@@ -14,7 +14,7 @@ import ipywidgets as w
 from ..core import UserError
 from ..data.images import Data, ImageSet
 from ..inference.predictions import Predictions
-from ..strategies.parts import Strategy
+from ..strategies.strategy import Strategy
 from .explorer_picture import Canvas, figures_html, histogram_svg, legend_html, snapshot_html
 from .explorer_state import LAYERS, ORDERS, ExplorerState
 from .snapshots import WithSnapshot

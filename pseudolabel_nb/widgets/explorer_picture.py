@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..data.images import ImageSet
 from ..inference.predictions import Predictions, with_background
-from ..strategies.parts import apply, ignore
+from ..strategies.selection import apply, ignore
 from .explorer_state import ExplorerState
 from .overlay import LEVELS, STYLES
 

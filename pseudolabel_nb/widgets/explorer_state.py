@@ -18,8 +18,10 @@ from ..diagnostics.class_ratio import ClassRatio, class_ratio
 from ..inference.predictions import Predictions, bins
 from ..measures.metrics import Scores, best_threshold, scores
 from ..strategies.limited import Limited
-from ..strategies.parts import Constant, Context, Strategy, Rule, kept_in
-from ..strategies.strategies import changed, strategy, strategies
+from ..strategies.schedules import Constant
+from ..strategies.selection import Context, Rule, kept_in
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import changed, strategies, strategy
 from ..strategies.threshold import ClassThresholds, PerClass, Threshold
 from .explorer_figures import Figures, disagreement, image_sets, joint_histograms, labeled_counts, one_class, threshold_for
 

@@ -15,7 +15,7 @@ from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.findings import severities
 from ..runs.curves import validation_curve
 from ..runs.run import RoundRecord, Run, teacher_of
-from ..strategies.parts import Context, kept_in
+from ..strategies.selection import Context, kept_in
 from .explorer_picture import class_style
 from .stepper_pictures import CHANGES, Change, Watch, encoded, picture
 from .stepper_state import StepperState, scheduled

@@ -16,7 +16,7 @@ from PIL import Image
 from ..core import UserError
 from ..inference.predictions import Predictions
 from ..runs.run import RoundRecord, Run
-from ..strategies.parts import Rule, apply, ignore
+from ..strategies.selection import Rule, apply, ignore
 from .explorer_picture import Marks, class_style, gray_range, gray_window, grounds, outline, probs_window, shown_size
 
 # %% ../../nbs/widgets/05a_stepper_pictures.ipynb #8c21a8fc

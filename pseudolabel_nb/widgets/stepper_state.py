@@ -14,8 +14,9 @@ from pathlib import Path
 from ..core import UserError, from_dict
 from ..runs.branch import branch, branched_strategy
 from ..runs.run import RoundRecord, Run, open_run
-from ..strategies.parts import Moving, Strategy
-from ..strategies.strategies import changed
+from ..strategies.schedules import Moving
+from ..strategies.strategy import Strategy
+from ..strategies.strategy import changed
 from .comparer_state import stamp
 from .worker import Doing, Worker
 
