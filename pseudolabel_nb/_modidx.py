@@ -2070,6 +2070,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'pseudolabel_nb.runs.branch._at': ('runs/branch.html#_at', 'pseudolabel_nb/runs/branch.py'),
                                             'pseudolabel_nb.runs.branch._fields': ( 'runs/branch.html#_fields',
                                                                                     'pseudolabel_nb/runs/branch.py'),
+                                            'pseudolabel_nb.runs.branch._networks': ( 'runs/branch.html#_networks',
+                                                                                      'pseudolabel_nb/runs/branch.py'),
                                             'pseudolabel_nb.runs.branch._set': ('runs/branch.html#_set', 'pseudolabel_nb/runs/branch.py'),
                                             'pseudolabel_nb.runs.branch._share': ( 'runs/branch.html#_share',
                                                                                    'pseudolabel_nb/runs/branch.py'),

@@ -162,7 +162,7 @@ def _add_comparison(g) -> None:
     g.add_argument("--confidence-threshold", type=_share, help="of the strategies with one constant threshold; if not given, their own: 0.70 in naive, limited and weighted")
     g.add_argument("--n-iterations", type=whole_number(1), help="rounds of teacher, pseudo-labels, student, where a teacher predicts once a round; if not given, each strategy's own: 3 in most, 1 where the teacher predicts at every step")
     g.add_argument("--prior", type=_share, help="foreground / (foreground + background) of the unlabeled images, e.g. 0.04; if not given, that of the labeled ones")
-    g.add_argument("--set", dest="changes", metavar="PART.FIELD=VALUE", action="append", default=[], help="change all strategies, e.g. student.weight=0.5; the value as in JSON, or a word; may be repeated, and all changes are made at once")
+    g.add_argument("--set", dest="changes", metavar="PART.FIELD=VALUE", action="append", default=[], help="change all strategies, e.g. method.weight=0.5; the value as in JSON, or a word; may be repeated, and all changes are made at once")
     g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers strategies, networks or losses of your own; may be repeated")
     g.add_argument("--list-strategies", action="store_true", help="print the strategies with a line each, and stop")
 

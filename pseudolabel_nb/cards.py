@@ -141,7 +141,7 @@ def card_from(
     "Return a method that lets a function of another module draw the object."
     def _repr_html_(self) -> Html:
         "Draw the object."
-        return getattr(import_module(f"{__package__}.{module}"), function)(self)
+        return getattr(import_module(f"pseudolabel_nb.{module}"), function)(self)
     return _repr_html_
 
 # %% ../nbs/01_cards.ipynb #35185202

@@ -180,7 +180,7 @@ def _remedy(at: str, example) -> str:
 # %% ../nbs/00_core.ipynb #feec5cb6
 def replace_fields(
     obj, # a frozen dataclass
-    changes: dict, # values by name: "student.weight": 0.5, or "student": {"weight": 0.5}; a dict with "kind" replaces the part
+    changes: dict, # values by name: "method.weight": 0.5, or "student": {"weight": 0.5}; a dict with "kind" replaces the part
     at: str = "", # where `obj` stands, for messages
 ):
     "A copy of `obj` with all these fields changed at once; `UserError` for an unknown field or a value that its type hint does not allow."

@@ -119,7 +119,7 @@ def _as_asked(strategy, a: argparse.Namespace, changes: dict): # Strategy, argum
     "`strategy` with the rounds, prior and threshold that were given, then all changes of --set at once."
     from pseudolabel_nb.strategies.strategy import changed
     from pseudolabel_nb.strategies.strategy_files import with_threshold
-    if a.n_iterations and not strategy.live: strategy = replace(strategy, rounds=a.n_iterations)
+    if a.n_iterations and not strategy.method.online: strategy = replace(strategy, rounds=a.n_iterations)
     if a.prior is not None: strategy = replace(strategy, prior=a.prior)
     if a.confidence_threshold is not None: strategy = with_threshold(strategy, a.confidence_threshold)
     try: return changed(strategy, changes)
@@ -128,7 +128,7 @@ def _as_asked(strategy, a: argparse.Namespace, changes: dict): # Strategy, argum
 def _change(text: str) -> tuple: # dotted name, value
     "PART.FIELD=VALUE, divided."
     name, equals, value = text.partition("=")
-    if not equals: raise UserError(f"--set {text}: has no '='; expected PART.FIELD=VALUE, such as student.weight=0.5")
+    if not equals: raise UserError(f"--set {text}: has no '='; expected PART.FIELD=VALUE, such as method.weight=0.5")
     return name.strip(), _value(value)
 
 def _value(text: str):

@@ -224,7 +224,7 @@ def test_again_trains_nothing(train, data, tmp_path):
 
 def test_another_experiment_in_the_same_folder(train, refuse, data, tmp_path):
     train(data)
-    for change, named in ((("--steps", "14"), "steps was "), (("--confidence-threshold", "0.8"), "0.8"), (("--mask-values", "nonzero"), "was "), (("--set", "student.weight=0.5"), "student.weight was 1.0, now 0.5")):
+    for change, named in ((("--steps", "14"), "steps was "), (("--confidence-threshold", "0.8"), "0.8"), (("--mask-values", "nonzero"), "was "), (("--set", "method.weight=0.5"), "method.weight was 1.0, now 0.5")):
         refuse("--data-dir", data, *change, parts=["was begun with another config", named, "choose another output folder"])
     for folder in (tmp_path / "out/runs").glob("*/checkpoints"): shutil.rmtree(folder) # to save space: the scores stay, and stay what they were
     refuse("--data-dir", data, "--steps", "14", parts=["was begun with another config", "steps was "])
@@ -292,7 +292,7 @@ from pseudolabel_nb.strategies import Rule, Selector, register_strategy
 @register_network("one_layer")
 def one_layer(channels, n_classes): return nn.Conv2d(channels, n_classes, 3, padding=1)
 
-@register_strategy("odd_ones", rounds=1, student__weight=0.3)
+@register_strategy("odd_ones", rounds=1, method__weight=0.3)
 @dataclass(frozen=True)
 class OddOnes(Selector):
     "Every second image. No reason."
@@ -300,7 +300,7 @@ class OddOnes(Selector):
     def fit(self, members, context): return Rule((self.threshold,) * members[0].n_classes, members[0].ids[::2])
 """
 MOVING = dict(kind="Moving", field="foreground", start=0.8, stop=0.6)
-JOINED = ("--set", f"schedule={json.dumps(MOVING)}", "--set", "student.weight=0.5")
+JOINED = ("--set", f"schedule={json.dumps(MOVING)}", "--set", "method.weight=0.5")
 
 def config(out: Path, name: str) -> dict: return json.loads((out / f"runs/{name}-r0.5-s0/config.json").read_text())["strategy"]
 def written(path: Path, text: str) -> Path:
@@ -328,7 +328,7 @@ def test_plugin_module(command, refuse, data, tmp_path):
 
 PLUGIN_SLIPS = dict(syntax=("x = (", ["SyntaxError", "odd.py, line 1"]), name=("\n\nnump.zeros(1)", ["odd.py, line 3", "NameError", "nump"]), missing=("import nump", ["odd.py, line 1", "No module named 'nump'"]),
                     taken=(PLUGIN.replace("odd_ones", "naive"), ["odd.py, line 11", "'naive'", "choose another"]), plain=(PLUGIN.replace("@dataclass(frozen=True)\n", ""), ["OddOnes", "@dataclass(frozen=True)"]),
-                    no_fit=(PLUGIN.replace("def fit", "def fitt"), ["OddOnes has no fit"]), part=(PLUGIN.replace("student__weight=0.3", "student__wieght=1"), ["'wieght'", "weight"]), name_of_folder=(PLUGIN.replace("odd_ones", "../odd"), ["'../odd'", "letters"]),
+                    no_fit=(PLUGIN.replace("def fit", "def fitt"), ["OddOnes has no fit"]), part=(PLUGIN.replace("method__weight=0.3", "method__wieght=1"), ["'wieght'", "weight"]), name_of_folder=(PLUGIN.replace("odd_ones", "../odd"), ["'../odd'", "letters"]),
                     exits=("raise SystemExit('enough')", ["SystemExit", "enough"]))
 @pytest.mark.parametrize("text, parts", PLUGIN_SLIPS.values(), ids=PLUGIN_SLIPS)
 def test_plugin_slips(refuse, tmp_path, text, parts):
@@ -339,7 +339,7 @@ def test_missing_plugin_file(refuse, tmp_path): refuse("--demo", "--plugin", tmp
 
 def test_strategy_files(train, refuse, data, tmp_path):
     "The same in TOML, in JSON, on the command line, and as a run has written it."
-    toml = written(tmp_path / "a.toml", 'base = "class_balanced"\nstudent.weight = 0.5\n[schedule]\nkind = "Moving"\nfield = "foreground"\nstart = 0.8\nstop = 0.6\n')
+    toml = written(tmp_path / "a.toml", 'base = "class_balanced"\nmethod.weight = 0.5\n[schedule]\nkind = "Moving"\nfield = "foreground"\nstart = 0.8\nstop = 0.6\n')
     as_json = written(tmp_path / "b.json", json.dumps({"base": "class_balanced", "student": {"weight": 0.5}, "schedule": MOVING}))
     train(data, "--strategy", f"{toml},{as_json},class_balanced", "--n-iterations", "2")
     made = {name: config(tmp_path / "out", name) for name in ("a", "b")}
@@ -352,7 +352,7 @@ def test_strategy_files(train, refuse, data, tmp_path):
     assert config(tmp_path / "again", "a") == made["a"]
     refuse("--data-dir", data, "--strategy", f"{toml},{written(tmp_path / 'other/a.toml', toml.read_text())}", parts=["strategy a is given twice"])
 
-FILES = dict(field=('base = "naive"\nstudent.wieght = 1', ["'wieght'", "weight"]), value=('base = "naive"\nstudent.weight = "half"', ["student.weight is 'half'", "a number", "1.0"]), kind=('base = "naive"\nselector = {kind = "Best"}', ["selector", "'Best'", "Threshold"]),
+FILES = dict(field=('base = "naive"\nmethod.wieght = 1', ["'wieght'", "weight"]), value=('base = "naive"\nmethod.weight = "half"', ["method.weight is 'half'", "a number", "1.0"]), kind=('base = "naive"\nselector = {kind = "Best"}', ["selector", "'Best'", "Threshold"]),
              inner=('base = "naive"\nselector = {kind = "Limited", ratio = "two"}', ["selector.ratio is 'two'", "1.0"]), base=('base = "naiv"', ["'naiv'", "class_balanced"]), nothing=("rounds = 2", ["base", "class_balanced"]),
              toml=("base = naive", ["not TOML", "line 1"]), joint=('base = "naive"\nrefresh = "step"', ["refresh is 'step'", "'average'"]), moved=('base = "naive"\n[schedule]\nkind = "Moving"\nfield = "foreground"', ["'foreground'", "Threshold", "threshold"]),
              name=('base = "naive"\nname = "../../mine"', ["'../../mine'", "letters"]), true=('base = "naive"\nrounds = true', ["rounds is True", "whole number"]))
@@ -515,10 +515,10 @@ SLIPS = [(["--strategy", "naiv"], ["'naiv'", "class_balanced"]), (["--seeds", ""
          (["--steps", "2", "--n-iterations", "3"], ["2 steps", "raise --steps"]), (["--n-iterations", "0"], ["--n-iterations", "at least 1"]), (["--confidence-threshold", "7"], ["--confidence-threshold"]),
          (["--nonsense"], ["--nonsense", "--help"]), (["--threads", "0"], ["--threads"]), (["--device", "tpu"], ["'tpu'", "--device cpu"]), (["--tile", "50"], ["tile", "multiple of 16"]), (["--crop", "50"], ["crop", "multiple of 16"]),
          (["--network", "vgg"], ["'vgg'", "unet"]), (["--augment", "all"], ["'all'", "weak"]), (["--gate", "75"], ["gate"]), (["--batch-size", "0"], ["batch_size"]), (["--learning-rates", "-1"], ["learning_rate"]),
-         (["--set", "student.wieght=1"], ["wieght", "weight"]), (["--set", "selector.threshold=7"], ["threshold is 7", "0.7"]), (["--set", "student.weight"], ["="]), (["--set", "student.weight=half"], ["student.weight", "half", "1.0"]), (["--set", "teacher.flips=maybe"], ["false"]),
+         (["--set", "method.wieght=1"], ["wieght", "weight"]), (["--set", "selector.threshold=7"], ["threshold is 7", "0.7"]), (["--set", "method.weight"], ["="]), (["--set", "method.weight=half"], ["method.weight", "half", "1.0"]), (["--set", "teacher.flips=maybe"], ["false"]),
          (["--set", "selector=1"], ["selector.threshold"]), (["--set", "rounds=2.5"], ["rounds=2.5", "rounds is 2.5", "a whole number"]), (["--set", "rounds.first=1"], ["rounds", "'first'"]), (["--set", "prior=4"], ["prior is 4", "0.04"]),
          (["--set", "selector={\"kind\": \"Best\"}"], ["selector", "'Best'", "Threshold"]), (["--set", "refresh=step"], ["refresh", "'average'"]), (["--set", "refresh=step", "--set", "teacher.who=average"], ["student.sampling=paired"]), (["--set", "refresh=2.5"], ["refresh is 2.5"]),
-         (["--set", "student.weight=NaN"], ["student.weight", "NaN"]), (["--set", "name=a/b"], ["'a/b'", "letters"]), (["--strategy", "naive,limited", "--set", "name=one"], ["one is given twice"]), (["--strategy", "naive", *JOINED], ["'foreground'", "Threshold"]), (["--prior", "4"], ["--prior", "0.05"]), (["--demo"], ["--demo", "--data-dir"]), (["--unlabeled-data-dir", "/nowhere"], ["/nowhere", "check the path"]),
+         (["--set", "method.weight=NaN"], ["method.weight", "NaN"]), (["--set", "name=a/b"], ["'a/b'", "letters"]), (["--strategy", "naive,limited", "--set", "name=one"], ["one is given twice"]), (["--strategy", "naive", *JOINED], ["'foreground'", "Threshold"]), (["--prior", "4"], ["--prior", "0.05"]), (["--demo"], ["--demo", "--data-dir"]), (["--unlabeled-data-dir", "/nowhere"], ["/nowhere", "check the path"]),
          (["--groups", "tissue"], ["tissue"]), (["--group-regex", "("], ["regular expression"]), (["--mask-values", "white"], ["'white'", "nonzero"]), (["--learning-rates", "1e30"], ["nan", "--learning-rates", "1e+30"]),
          (["--learning-rates", "0.003,1e30"], ["nan", "--learning-rates", "1e+30"])]
 

@@ -131,12 +131,12 @@ def test_only_what_differs_is_a_column_and_the_rest_is_said_once(tmp_path):
     write_run(tmp_path / "a", rate=0.003)
     write_run(tmp_path / "b", rate=0.001, weight=0.5)
     c = compare(tmp_path)
-    assert c.differs == ["strategy.student.weight", "settings.learning_rate"]
+    assert c.differs == ["strategy.method.weight", "settings.learning_rate"]
     assert {"strategy.name", "seed", "labeled_ratio", "settings.steps"} <= set(c.same)
     assert c.same["settings.network_options.widths"] == (8, 16)
     assert not set(c.same) & set(c.table.columns)
     row = c.table.set_index("name").loc["b"]
-    assert (row["strategy.student.weight"], row["settings.learning_rate"]) == (0.5, 0.001)
+    assert (row["strategy.method.weight"], row["settings.learning_rate"]) == (0.5, 0.001)
 
 
 def test_null_is_not_the_same_as_a_field_that_is_not_there(tmp_path):
@@ -230,7 +230,7 @@ def test_changed_strategies_of_one_name_are_groups_of_their_own(tmp_path):
     for seed in range(2):
         for weight in (0.5, 1.0): write_run(tmp_path / f"{weight}-{seed}", seed=seed, weight=weight)
         write_run(tmp_path / f"supervised-{seed}", strategy="supervised", seed=seed)
-    assert [g.label for g in compare(tmp_path).groups] == ["supervised", "naive, student.weight 0.5", "naive, student.weight 1.0"]
+    assert [g.label for g in compare(tmp_path).groups] == ["supervised", "naive, method.weight 0.5", "naive, method.weight 1.0"]
 
 
 def test_unknown_metrics_baselines_and_names_are_told(tmp_path):

@@ -231,7 +231,7 @@ def test_a_branch_is_a_run_of_its_own(tmp_path, fake):
     fake.hold.set()
     state.run_all(wait=True)
     state.change(round=1)
-    first = state.branch({"schedule.stop": 0.5, "student.weight": 0.5, "rounds": 4})
+    first = state.branch({"schedule.stop": 0.5, "method.weight": 0.5, "rounds": 4})
     assert (first.name, first.origin["name"], first.origin["round"], len(first.records()), state.round) == ("r-after-1", "r", 1, 2, 1)
     assert first.config["strategy"]["schedule"]["stop"] == 0.5 and first.config["strategy"]["student"]["weight"] == 0.5 and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve()
     state.run_all(wait=True)

@@ -86,8 +86,8 @@ def test_unlabeled_windows_move_the_student_and_not_the_teacher(name, classes):
     masks[2:] = torch.arange(256).view(16, 16) % classes # pseudo-labels; the labeled windows say nothing
     second = images[2:].flip(0) if strategy.student.views == "two_strong" else images[:0]
     batch = Batch(images, masks, torch.tensor([False, False, True, True]), torch.ones(4, 16, 16), torch.ones(4).bool(), images[2:], second)
-    rule = Rule((1 / classes,) * classes) if strategy.live else None
-    lesson = Lesson(strategy.student, "ce_dice", strategy.student.weight, rule, (1 / classes,) * classes)
+    rule = Rule((1 / classes,) * classes) if strategy.method.online else None
+    lesson = Lesson(strategy.student, "ce_dice", strategy.method.weight, rule, (1 / classes,) * classes)
     step_loss(students, teacher, batch, lesson, random_stream(0))[0].backward()
     assert all(sum(float(p.grad.abs().sum()) for p in s.parameters()) > 0 for s in students)
     assert all(p.grad is None for p in teacher.parameters())
@@ -99,7 +99,7 @@ def test_with_weight_0_a_phase_is_the_supervised_phase(name, tmp_path):
     pseudo = discs(6, 3)
     pseudo.rule = Rule((0.5, 0.5))
     plain = Phase(1, 8, labeled, val)
-    silent = Phase(1, 8, labeled, val, pseudo, replace(strategy.student, weight=0.0), replace(strategy.teacher, decay=None), strategy.live)
+    silent = Phase(1, 8, labeled, val, pseudo, replace(strategy.student, weight=0.0), replace(strategy.teacher, decay=None), strategy.method.online)
     weights = []
     for phase, folder in ((plain, tmp_path / "plain"), (silent, tmp_path / "silent")):
         train(phase, SETTINGS, folder)

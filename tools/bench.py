@@ -130,11 +130,11 @@ def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tupl
     from pseudolabel_nb.runs.settings import Settings
 
     strategy, settings = named(name), Settings(steps=steps)
-    student = strategy.student if strategy.live else replace(strategy.student, sampling="paired") # so that the batch always has its eight windows
+    student = strategy.student if strategy.method.online else replace(strategy.student, sampling="paired") # so that the batch always has its eight windows
     rule = strategy.selector_at(1).fit([predictions], Context(labeled=len(images)))
     pseudo = PseudoImages(images.hide_masks(), predictions, rule)
-    equal = replace(settings, batch_size=(1 if strategy.live else 2) * settings.batch_size)
-    phases = (Phase(1, steps, images, images, pseudo, student, strategy.teacher, strategy.live), settings), (Phase(0, steps, images, images), equal)
+    equal = replace(settings, batch_size=(1 if strategy.method.online else 2) * settings.batch_size)
+    phases = (Phase(1, steps, images, images, pseudo, student, strategy.teacher, strategy.method.online), settings), (Phase(0, steps, images, images), equal)
     trainers = [Trainer(phase, s, folder / str(k), "cpu") for k, (phase, s) in enumerate(phases)]
     draws = [drawing(phase, s, phase.pseudo) for phase, s in phases]
     spent = [0.0, 0.0]

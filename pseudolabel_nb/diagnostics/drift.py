@@ -101,7 +101,7 @@ def bias_finding(
     gain = max(scores[1:]) - scores[0]
     biased = sure[-1] - sure[0] > rise and gain <= 0
     said = f"Mean confidence goes {' → '.join(f'{c:.3f}' for c in sure)} over the rounds, validation F1 {' → '.join(f'{s:.3f}' for s in scores)}."
-    remedy = Remedy("limited", {"student__start": "restart"}, "a student that starts afresh from few pseudo-labels does not inherit the mistakes") if biased else None
+    remedy = Remedy("limited", {"start": "restart"}, "a student that starts afresh from few pseudo-labels does not inherit the mistakes") if biased else None
     return Finding("drift", "warning" if biased else "ok", float(sure[-1] - sure[0]), f"{sure[-1] - sure[0]:+.3f} confidence", said + " Surer, and no better: confirmation bias." * biased, remedy)
 
 def examine_drift(

@@ -99,5 +99,5 @@ def run_cost(
     if not 0 <= teacher_share <= 1: raise UserError(f"teacher_share is {teacher_share}; expected a share from 0 to 1, such as 0.5")
     made = strategies.get(strategy) if isinstance(strategy, str) else strategy
     if made is not None and not made.rounds: return 1.0
-    like = "mean_teacher" if made is not None and made.live else "naive"
+    like = "mean_teacher" if made is not None and made.method.online else "naive"
     return teacher_share + (1 - teacher_share) * step_costs.get(made.name if made else "", step_costs[like])

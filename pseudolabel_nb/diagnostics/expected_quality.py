@@ -42,7 +42,7 @@ def _of_foreground(k: DiagnosisInputs, expected: Expected, truth: dict | None) -
 def _remedy(k: DiagnosisInputs, severity: str, precision: float, recall: float) -> Remedy | None:
     "Against few and against wrong pseudo-labels; where both are bad, pseudo-labels that count less."
     if severity == "ok": return None
-    if precision < 0.7 and recall < 0.4: return Remedy("weighted", {"student__weight": 0.25}, "such pseudo-labels should count little; train the first teacher longer, or label more")
+    if precision < 0.7 and recall < 0.4: return Remedy("weighted", {"method__weight": 0.25}, "such pseudo-labels should count little; train the first teacher longer, or label more")
     if recall < 0.4: return Remedy("class_balanced", {}, "a lower threshold for the foreground brings recall")
     return Remedy("limited", {"selector__threshold": raise_threshold(k)}, "fewer and surer pseudo-labels")
 

@@ -22,12 +22,10 @@ from .known import DiagnosisInputs, foreground_pixels, kept_counts, named_groups
 from ..inference.ensembles import combine
 from ..inference.predictions import Predictions, predict
 from ..measures.metrics import binary_histogram, class_pixels
-from ..models.checkpoints import load_network, load_tensors
-from ..models.networks import build_network
+from ..models.checkpoints import load_tensors
 from ..runs.run import RoundRecord, Run, teacher_of
-from ..strategies import strategies # noqa: F401 makes the selectors known
 from ..strategies.selection import Context, Rule
-from ..strategies.strategy import Strategy
+from ..strategies.strategy import Strategy, from_config
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #8a39f652
 def mask_counts(
@@ -119,12 +117,10 @@ def _temporary() -> Path: return Path(tempfile.mkdtemp(prefix="pseudolabel-diagn
 
 def _networks(run: Run, checkpoints: Sequence[str], images: ImageSet) -> list:
     "The run's networks with these weights; raises `UserError` where a file is gone."
-    s, made = run.config["settings"], []
+    made = []
     for name in checkpoints:
         if not (run.folder / name).exists(): raise UserError(f"{run.folder / name}: no such file; expected the weights of the teacher, so restore it, or diagnose without data")
-        network = build_network(s["network"], images.channels, images.n_classes, **s["network_options"])
-        load_network(run.folder / name, network)
-        made.append(network)
+        made.append(run.network_at(name))
     return made
 
 def ask(
@@ -239,22 +235,22 @@ def _number(round: int | None, records: list[RoundRecord], stores: dict, run: Ru
 
 def _of_records(config: dict, records: list[RoundRecord], run: Run) -> DiagnosisInputs:
     "What the small files tell."
-    student, last = config["strategy"]["student"], records[-1]
+    method, last = run.strategy.method, records[-1]
     k = from_record(last, len(run.split["labeled"]))
     if k.real is None: k = replace(k, real=np.tile([1 - last.ratio_labeled, last.ratio_labeled], (len(run.split["labeled"]), 1)) * 1e6)
-    weight = 1.0 if student["loss"] else student["weight"] # that of a loss of its own cannot be compared with the labels'
-    return replace(k, records=tuple(records), strategy=config["strategy"]["name"], weight=weight, paired=student["sampling"] == "paired")
+    weight = getattr(method, "weight", 1.0) if method.comparable else 1.0 # that of another loss cannot be compared with the labels'
+    return replace(k, records=tuple(records), strategy=config["strategy"]["name"], weight=weight, paired=method.paired)
 
 def _strategy(config: dict) -> Strategy | None:
     "The run's strategy; None where it has parts that are not known here."
-    try: return from_dict(Strategy, config["strategy"])
+    try: return from_config(config["strategy"])
     except UserError: return None
 
 def _with_round(k: DiagnosisInputs, strategy: Strategy | None, number: int, stores: dict[int, Predictions], labels: ImageSet | None) -> DiagnosisInputs:
     "What the teacher of a round said, and what the rule kept of it."
     predictions = stores[number]
     k, whole = with_predictions(k, predictions), len(predictions) == len(stores[max(stores)])
-    rule = _refit(strategy, number, k, predictions, labels) if strategy is not None and whole and not strategy.live else None
+    rule = _refit(strategy, number, k, predictions, labels) if strategy is not None and whole and not strategy.method.online else None
     if rule is None: return k
     return replace(k, kept=kept_counts(predictions, rule.thresholds, rule.images), thresholds=_pair(rule.thresholds))
 

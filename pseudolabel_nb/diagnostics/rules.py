@@ -93,9 +93,9 @@ def _enriched(made: Strategy) -> Remedy:
 def dilution_rule(e: Examined) -> Finding | None:
     "Labels drowned in pseudo-labels; where every step has its labeled half (paired sampling), they cannot be."
     if (n := e.per_label) != n: return None
-    student, figure = e.strategy.student, f"{n:.1f} : 1"
-    if student.sampling == "paired": return Finding("dilution", "ok", n, figure, f"{n:.1f} pseudo-labeled images for each labeled one, but half of the windows of each step are labeled.")
-    effective = student.weight * n
+    method, figure = e.strategy.method, f"{n:.1f} : 1"
+    if method.paired: return Finding("dilution", "ok", n, figure, f"{n:.1f} pseudo-labeled images for each labeled one, but half of the windows of each step are labeled.")
+    effective = getattr(method, "weight", 1.0) * n
     said = f"{n:.1f} pseudo-labeled images for each labeled one; labels have {1 / (1 + effective):.0%} of the loss"
     if effective < many: return Finding("dilution", "ok", n, figure, f"{said}.")
     return Finding("dilution", "severe" if effective >= too_many else "warning", n, figure, f"{said}: what they say is drowned in what the teacher guesses.",

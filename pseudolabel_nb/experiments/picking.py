@@ -23,8 +23,6 @@ from ..data.images import ImageSet
 from ..data.preparation import Preparation, prepare, resized_picks
 from ..inference.picks import estimate_diameter, find_particles
 from ..inference.streaming import stream_predictions
-from ..models.checkpoints import load_network
-from ..models.networks import build_network
 from ..runs.run import Run, changes, locked
 from ..training.task import resolve_device
 
@@ -33,14 +31,7 @@ def run_network(
     run: Run, # at least one round done
 ) -> tuple[nn.Module, int]: # with the weights of the best round; channels of its images, 1 or 3
     "The network that the run keeps; raises `UserError` where no round is done, or its network is not known here."
-    settings, classes, path = run.config["settings"], len(run.config["classes"]), run.folder / run.best().checkpoint
-    for channels in (1, 3):
-        network = build_network(settings["network"], channels, classes, **settings["network_options"])
-        try:
-            load_network(path, network)
-            return network, channels
-        except UserError:
-            if channels == 3 or not path.exists(): raise
+    return run.network(), run.config["channels"]
 
 def run_preparation(
     run: Run,

@@ -27,7 +27,7 @@ def steps_left(
     return [rest // coming + (k < rest % coming) for k in range(coming)]
 
 # %% ../../nbs/runs/05_branch.ipynb #975b64cf
-_fixed = "teacher.who", "teacher.members", "teacher.source", "teacher.loss", "teacher.pretraining", "student.networks", "student.background"
+_fixed = "teacher.members", "teacher.source", "teacher.method", "teacher.pretraining", "annotations"
 
 def _at(strategy: dict, name: str):
     "What stands under a dotted name; None where nothing does."
@@ -39,14 +39,14 @@ def _set(strategy: dict, name: str, value, run: Run) -> None:
     *path, last = name.split(".")
     part = _at(strategy, ".".join(path)) if path else strategy
     if path[:1] == ["settings"] or name in run.config and name != "strategy" or name in run.config.get("settings", {}):
-        raise UserError(f"{run.folder}: {name} was settled when its first round was trained; a branch can change the strategy of the rounds to come (selector, schedule, student, rounds), so begin a new run for another {last}")
+        raise UserError(f"{run.folder}: {name} was settled when its first round was trained; a branch can change the strategy of the rounds to come (selector, schedule, method, rounds), so begin a new run for another {last}")
     if not isinstance(part, dict) or last not in part or last == "kind": raise UserError(f"{run.folder}: its strategy has no {name!r}; expected a field such as {', '.join(_fields(strategy)[:6])}, so correct the name")
     if not _alike(part[last], value): raise UserError(f"{run.folder}: {name} is {part[last]!r} and cannot become {value!r}; expected a value of that kind, so give one")
     part[last] = value
 
 def _fields(strategy: dict) -> list[str]:
     "Dotted names of what a branch mostly changes."
-    return ["rounds", *(f"{part}.{name}" for part in ("selector", "schedule", "student") for name in strategy.get(part) or () if name != "kind")]
+    return ["rounds", *(f"{part}.{name}" for part in ("selector", "schedule", "method") for name in strategy.get(part) or () if name != "kind")]
 
 def _alike(old, new) -> bool:
     "May `new` stand where `old` does? Numbers for numbers, words for words, parts for parts."
@@ -61,12 +61,18 @@ def branched_strategy(
     "The strategy of a branch; raises `UserError` for what is not there, and for what the shared rounds were trained with."
     old, new = run.config["strategy"], deepcopy(run.config["strategy"])
     for name, value in changes.items(): _set(new, name, to_dict(value), run)
-    fixed = (*_fixed, "prior") if _at(old, "teacher.loss") else _fixed
+    fixed = (*_fixed, "prior") if _at(old, "teacher.method.kind") != "Supervised" else _fixed
     if broken := [n for n in fixed if _at(old, n) != _at(new, n)]: raise UserError(f"{run.folder}: {', '.join(broken)} decided how its first round was trained; expected it as it is ({', '.join(repr(_at(old, n)) for n in broken)}), so leave it, or begin a new run")
+    if _networks(old) != _networks(new): raise UserError(f"{run.folder}: {new['method']['kind']} trains {_networks(new)} networks, and the shared rounds have {_networks(old)}; expected as many, so choose another method, or begin a new run")
     if not isinstance(new["rounds"], int) or new["rounds"] <= round: raise UserError(f"{run.folder}: rounds is {new['rounds']!r} and round {round} is shared; expected a whole number of more than {round}, so that something is left to train")
     steps_left(run.config["settings"]["steps"], [r.steps for r in _shared(run, round)], new["rounds"])
     said = ", ".join(f"{n} {json.dumps(to_dict(v), ensure_ascii=False)}" for n, v in changes.items() if n not in ("name", "about")) or "nothing changed"
     return new | dict(name=changes.get("name", f"{old['name']}-after-{round}"), about=changes.get("about", f"{old['name']}; after round {round}: {said}"))
+
+def _networks(strategy: dict) -> int:
+    "Return how many networks the method of a strategy trains together."
+    from pseudolabel_nb.strategies.strategy import from_config
+    return from_config(strategy).method.networks
 
 def _shared(run: Run, round: int) -> list[RoundRecord]:
     "The records up to a round; `UserError` where it is not done."

@@ -24,6 +24,7 @@ class MeanTeacher(Method):
     weight: float = bounded(10.0, ge=0, lt=math.inf) # of the consistency loss
     ramp_up: float = bounded(0.3, ge=0, lt=1, example=0.3) # share of the round over which the weight rises from 0
     online = True
+    comparable = False
 
     def loss(self, step, batch: StepBatch) -> Tensor:
         "Return L_lab + w(t) · mean ‖p − q‖² over the unlabeled pixels that the rule trusts."

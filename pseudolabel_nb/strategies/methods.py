@@ -38,6 +38,7 @@ class Method:
     uniform: ClassVar[bool] = False # unlabeled windows never centered on foreground?
     rotations: ClassVar[str] = "" # of unlabeled windows: "quarter" or "any"; "": as the settings say
     relabel_every: ClassVar[int] = 0 # steps after which stored pseudo-labels are made anew; 0: once a round
+    comparable: ClassVar[bool] = True # is the unlabeled loss of the labeled one's kind, so that weights compare?
     state: ClassVar[dict[str, float]] = {} # what adapts while training, and where it begins: one number a class and name
     _repr_html_ = fields_card
 

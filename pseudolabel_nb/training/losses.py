@@ -69,15 +69,15 @@ def unweighted(
     if len(levels) > 5:
         raise UserError(f"a loss of (logits, target) was given {len(levels)} different pixel weights; expected a loss that takes "
                         "(logits, target, weight, valid) where pixels are weighed by confidence, so write one, or choose ce_dice")
-    shares = {level: float((weight == level).float().mean()) for level in levels if level > 0}
-    return sum(level * share * _where(f, logits, target, weight == level) for level, share in shares.items()) + 0 * logits.sum()
+    costs = (level * _where(f, logits, target, weight == level) for level in levels if level > 0)
+    return sum(costs) + 0 * logits.sum() # a gradient of 0 where nothing counts
 
 def _where(f: Callable, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor: # scalar
     "Return the loss with every other pixel certain and right, so that it costs nothing and gets no gradient."
     known = torch.where(counts, target, 0)
     certain = 20.0 * (2 * F.one_hot(known, logits.shape[1]).movedim(-1, 1) - 1).to(logits)
     value = f(torch.where(counts.unsqueeze(1), logits, certain), known)
-    return value if value.ndim == 0 else (value * counts).sum() / counts.sum().clamp(min=1)
+    return value if value.ndim == 0 else (value * counts).mean()
 
 # %% ../../nbs/training/01_losses.ipynb #35f890e2
 losses = Registry("pseudolabel_nb.training") # name -> f(logits, target, weight, valid) -> scalar

@@ -142,7 +142,7 @@ def preview(
     made = state.planned(changes)
     lines = [f"round {n}: {scheduled(made, n)}" for n in range(state.round + 1, made.rounds + 1)]
     said = watch.stores.get(state.round + 1)
-    if said is None or said.n_classes != 2 or made.live: return lines
+    if said is None or said.n_classes != 2 or made.method.online: return lines
     labels, decision = state.records[0].ratio_labeled, teacher_of(state.records, state.round + 1).threshold
     rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labeled"]), state.round + 1, made.rounds, decision))
     background, foreground = kept_in(np.array(said.histograms)[[said.index(id) for id in rule.images]].sum(0), rule.thresholds) if rule.images else (0, 0)

@@ -16,7 +16,7 @@ from ..runs.branch import branch, branched_strategy
 from ..runs.run import RoundRecord, Run, open_run
 from ..strategies.schedules import Moving
 from ..strategies.strategy import Strategy
-from ..strategies.strategy import changed
+from ..strategies.strategy import changed, from_config
 from .comparer_state import stamp
 from .worker import Doing, Worker
 
@@ -231,13 +231,13 @@ class StepperState:
         "Numbers of the strategy that a branch mostly changes."
         made = self.run.config["strategy"]
         moved = f"selector.{made['schedule'].get('field')}" if made.get("selector") else ""
-        found = {f"{part}.{n}": v for part in ("selector", "schedule") for n, v in (made.get(part) or {}).items()} | {"student.weight": made["student"]["weight"], "rounds": made["rounds"]}
+        found = {f"{part}.{n}": v for part in ("selector", "schedule") for n, v in (made.get(part) or {}).items()} | {"method.weight": made["method"].get("weight"), "rounds": made["rounds"]}
         return {n: v for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and n != moved}
 
     def planned(self, changes: dict | None = None) -> Strategy:
         "The strategy that a branch from here would have. Raises `UserError` as `branch`."
         if self.round is None: raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
-        return changed(from_dict(Strategy, branched_strategy(self.run, self.round, changes or {})), {})
+        return changed(from_config(branched_strategy(self.run, self.round, changes or {})), {})
 
     def __repr__(self): return f"StepperState({self.run.name}: {self.standing()})"
 
