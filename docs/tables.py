@@ -1,7 +1,6 @@
 """What the site says in tables that nobody keeps up by hand: strategies from the registry, commands from their `--help`."""
 import contextlib
 import io
-import json
 import os
 import re
 import sys
@@ -9,29 +8,20 @@ from pathlib import Path
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
-STRATEGIES = ROOT / "nbs/strategies/16_strategies.ipynb"
-ADVICE = re.compile(r"^\| \[`(\w+)`\]\(([\w.]+)\) \|[^|]*\|([^|]*)\|([^|]*)\|$", re.M)
-
-
-def advice() -> dict[str, tuple[str, str, str]]:
-    "strategy → (its chapter, when to try it, its price), from the table in the chapter on strategies."
-    text = "\n".join("".join(c["source"]) for c in json.loads(STRATEGIES.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
-    return {name: (re.sub(r"^\d+[a-z]?_", "", chapter), when.strip(), price.strip()) for name, chapter, when, price in ADVICE.findall(text)}
 
 
 def pace(made) -> str:
     "How often a strategy's teacher predicts."
-    if made.refresh == "round": return f"{made.rounds} times, once a round"
-    return "at every step" if made.refresh == "step" else f"every {made.refresh} steps"
+    if made.method.online: return "at every step"
+    return f"every {made.method.relabel_every} steps" if made.method.relabel_every else f"{made.rounds} times, once a round"
 
 
 def strategy_table() -> str:
-    "Every registered strategy: what it is and how its teacher works as the registry has it, when to try it and what it costs as the chapter says."
-    from pseudolabel_nb.strategies.strategy import strategies
-    said = advice()
-    if missing := strategies.keys() - said.keys() - {"supervised"}: raise SystemExit(f"error: {STRATEGIES.relative_to(ROOT)}: its last table lacks {', '.join(sorted(missing))}; add a row for each")
-    rows = [f"| [{name}]({said[name][0]}) | {made.about} | {pace(made)} | {said[name][1]} | {said[name][2] or 'none'} |"
-            for name, made in strategies.items() if name in said]
+    "Every strategy of the package: what it is and how its teacher works, when to try it and what it costs, as its chapter says."
+    from pseudolabel_nb.strategies.strategy import shipped, strategies
+    known = {name: made for name, made in strategies.items() if name != "supervised"}
+    rows = [f"| [{name}]({shipped[name].chapter}.ipynb) | {made.about} | {pace(made)} | {shipped[name].when} | {shipped[name].price or 'none'} |"
+            for name, made in known.items()]
     head = ["## Which one?", "", f"All are measured against `supervised`: {strategies['supervised'].about}.", "",
             "| strategy | what it is | the teacher predicts | try it when | its price |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows, ""])

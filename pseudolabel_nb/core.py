@@ -71,7 +71,7 @@ class Registry(MutableMapping):
             importlib.import_module(f"{self.package}.{module}")
 
     def __getitem__(self, name: str): return self.load()[name]
-    def __iter__(self): return iter(self.load())
+    def __iter__(self): return iter(sorted(self.load())) # whatever was imported first
     def __len__(self): return len(self.load())
     def __setitem__(self, name: str, entry): self._entries[name] = entry
     def __delitem__(self, name: str): del self._entries[name]

@@ -40,12 +40,12 @@ def shown(folder) -> dict:
     run = pnb.open_run(a_run(folder))
     finding = Finding(WICKED, "severe", 1.0, WICKED, WICKED, Remedy("limited", {}, WICKED))
     return dict(run=run, record=run.records()[-1], data=pnb.Data(WICKED, some, notes=(WICKED,), classes=("background", WICKED)), images=some, predictions=p, rule=rule, selection=apply(rule, p.probs(0)),
-                pseudo_images=pnb.PseudoImages(some, p, rule), strategy=pnb.strategy("naive", about=WICKED), supervised=pnb.strategy("supervised"), teacher=pnb.Teacher(members=3), student=pnb.Student(weight=0.5),
+                pseudo_images=pnb.PseudoImages(some, p, rule), strategy=pnb.strategy("naive", about=WICKED), supervised=pnb.strategy("supervised"), teacher=pnb.Teacher(members=3), method=pnb.SelfTraining(weight=0.5),
                 ratio=pnb.diagnose_pseudo_labels([np.eye(4)], [np.eye(4)], verbose=False), diagnosis=Diagnosis((finding,), (), ((WICKED, WICKED),), WICKED), advice=rank_strategies([finding], subject=WICKED),
                 plan=Plan(folder, 3.0, (Step(WICKED, 1, WICKED),), "runs", 1, 1.0), ranking=rank({WICKED: [0.1, 0.2], "b": [0.1, 0.3]}), comparison=compare(folder))
 
 
-KINDS = ["run", "record", "data", "images", "predictions", "rule", "selection", "pseudo_images", "strategy", "supervised", "teacher", "student", "ratio", "diagnosis", "advice", "plan", "ranking", "comparison"]
+KINDS = ["run", "record", "data", "images", "predictions", "rule", "selection", "pseudo_images", "strategy", "supervised", "teacher", "method", "ratio", "diagnosis", "advice", "plan", "ranking", "comparison"]
 
 
 @pytest.fixture(scope="module")

@@ -277,7 +277,7 @@ def test_help_version_and_strategies():
     listed = plain("--list-strategies").out.splitlines()
     assert [line.split()[0] for line in listed] == list(strategies) and all(len(line.split()) > 3 for line in listed)
     assert [name for name, r in strategies.items() if with_threshold(r, 0.81) != r] == ["naive", "limited", "weighted"]  # as --help says
-    assert all(r.rounds == (1 if r.live else 3) for r in strategies.values() if r.selector)
+    assert all(r.rounds == (1 if r.method.online else 3) for r in strategies.values() if r.selector)
     assert plain("--version").code == 0
 
 # ---- strategies of one's own, changed and joined
@@ -315,7 +315,7 @@ def test_plugin_file(train, refuse, data, tmp_path):
     said = train(data, *argv).out
     assert "2 pseudo-labeled" in said and results(tmp_path / "out").set_index("strategy").loc["odd_ones", "n_pseudo"] == "2"
     made = config(tmp_path / "out", "odd_ones")
-    assert made["selector"] == dict(kind="OddOnes", threshold=0.55) and (made["student"]["weight"], made["about"]) == (0.3, "Every second image")
+    assert made["selector"] == dict(kind="OddOnes", threshold=0.55) and (made["method"]["weight"], made["about"]) == (0.3, "Every second image")
     assert train(data, *argv).out.count("round 0") == 0  # the same command goes on
     refuse("--data-dir", data, *argv[2:], parts=["unknown strategy 'odd_ones'", "naive"])
 
@@ -340,7 +340,7 @@ def test_missing_plugin_file(refuse, tmp_path): refuse("--demo", "--plugin", tmp
 def test_strategy_files(train, refuse, data, tmp_path):
     "The same in TOML, in JSON, on the command line, and as a run has written it."
     toml = written(tmp_path / "a.toml", 'base = "class_balanced"\nmethod.weight = 0.5\n[schedule]\nkind = "Moving"\nfield = "foreground"\nstart = 0.8\nstop = 0.6\n')
-    as_json = written(tmp_path / "b.json", json.dumps({"base": "class_balanced", "student": {"weight": 0.5}, "schedule": MOVING}))
+    as_json = written(tmp_path / "b.json", json.dumps({"base": "class_balanced", "method": {"weight": 0.5}, "schedule": MOVING}))
     train(data, "--strategy", f"{toml},{as_json},class_balanced", "--n-iterations", "2")
     made = {name: config(tmp_path / "out", name) for name in ("a", "b")}
     assert made["a"] == {**made["b"], "name": "a"} and made["a"]["schedule"] == dict(MOVING, shape="linear") and made["a"]["rounds"] == 2
@@ -379,14 +379,14 @@ def test_what_is_not_given_is_the_strategies_own():
     parse = lambda *argv: inputs.strategies_of(arguments.train_parser().parse_args(argv))
     names = ",".join(strategies)
     assert parse("--strategy", names) == list(strategies.values())
-    live = [strategy("naive", name="live", refresh="step", rounds=1, teacher__who="average", student__sampling="paired")]
+    online = [strategy("naive", name="online", method={"kind": "FixMatch"}, rounds=1)]
     given = arguments.train_parser().parse_args(["--n-iterations", "5", "--confidence-threshold", "0.9"])
-    assert [inputs._as_asked(r, given, {}) for r in live] == live
+    assert [inputs._as_asked(r, given, {}) for r in online] == online
     assert parse("--set", "name=mine", "--strategy", "naive")[0].name == "mine"
-    for changes, part, value in ((("refresh=50",), "refresh", 50), (("teacher.decay=0.9",), "teacher", None), (("teacher.decay=null", "prior=0.2"), "prior", 0.2)):
+    for changes, part, value in ((("start=restart",), "start", "restart"), (("method.relabel_every=9",), "method", None), (("prior=null", "annotations=complete"), "prior", None)):
         made = parse("--strategy", "naive", *(a for c in changes for a in ("--set", c)))[0]
         assert value is None or getattr(made, part) == value
-    assert made.teacher.decay is None
+    assert made.prior is None
 
 # ---- going on
 
@@ -517,7 +517,7 @@ SLIPS = [(["--strategy", "naiv"], ["'naiv'", "class_balanced"]), (["--seeds", ""
          (["--network", "vgg"], ["'vgg'", "unet"]), (["--augment", "all"], ["'all'", "weak"]), (["--gate", "75"], ["gate"]), (["--batch-size", "0"], ["batch_size"]), (["--learning-rates", "-1"], ["learning_rate"]),
          (["--set", "method.wieght=1"], ["wieght", "weight"]), (["--set", "selector.threshold=7"], ["threshold is 7", "0.7"]), (["--set", "method.weight"], ["="]), (["--set", "method.weight=half"], ["method.weight", "half", "1.0"]), (["--set", "teacher.flips=maybe"], ["false"]),
          (["--set", "selector=1"], ["selector.threshold"]), (["--set", "rounds=2.5"], ["rounds=2.5", "rounds is 2.5", "a whole number"]), (["--set", "rounds.first=1"], ["rounds", "'first'"]), (["--set", "prior=4"], ["prior is 4", "0.04"]),
-         (["--set", "selector={\"kind\": \"Best\"}"], ["selector", "'Best'", "Threshold"]), (["--set", "refresh=step"], ["refresh", "'average'"]), (["--set", "refresh=step", "--set", "teacher.who=average"], ["student.sampling=paired"]), (["--set", "refresh=2.5"], ["refresh is 2.5"]),
+         (["--set", "selector={\"kind\": \"Best\"}"], ["selector", "'Best'", "Threshold"]), (["--set", "refresh=step"], ["'refresh'", "method"]), (["--set", "method.mixing=paste"], ["method.paired=true"]), (["--set", "method.relabel_every=2.5"], ["relabel_every is 2.5"]),
          (["--set", "method.weight=NaN"], ["method.weight", "NaN"]), (["--set", "name=a/b"], ["'a/b'", "letters"]), (["--strategy", "naive,limited", "--set", "name=one"], ["one is given twice"]), (["--strategy", "naive", *JOINED], ["'foreground'", "Threshold"]), (["--prior", "4"], ["--prior", "0.05"]), (["--demo"], ["--demo", "--data-dir"]), (["--unlabeled-data-dir", "/nowhere"], ["/nowhere", "check the path"]),
          (["--groups", "tissue"], ["tissue"]), (["--group-regex", "("], ["regular expression"]), (["--mask-values", "white"], ["'white'", "nonzero"]), (["--learning-rates", "1e30"], ["nan", "--learning-rates", "1e+30"]),
          (["--learning-rates", "0.003,1e30"], ["nan", "--learning-rates", "1e+30"])]

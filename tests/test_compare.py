@@ -32,7 +32,7 @@ def config(strategy: str = "naive", seed: int = 0, ratio: float = 0.05, data: st
     selector = None if strategy == "supervised" else dict(kind="ClassBalanced", foreground=0.6, background=0.8, ratio=2.0, tolerance=0.1)
     return dict(data=data, classes=["background", "particle"], read=[f"{data}: masks"], labeled_ratio=ratio, seed=seed,
                 strategy=dict(kind="Strategy", name=strategy, selector=selector, schedule=dict(kind="Constant"), teacher=dict(kind="Teacher", flips=False, members=1),
-                            refresh="round", student=dict(dict(kind="Student", weight=1.0, sampling="pooled"), **student), rounds=3, prior=None, about="a line of prose"),
+                            method=dict(dict(kind="SelfTraining", weight=1.0, paired=False), **student), rounds=3, prior=None, about="a line of prose"),
                 settings=dict(kind="Settings", steps=400, learning_rate=rate, batch_size=4, network="unet", network_options=dict(widths=[8, 16])))
 
 
@@ -143,14 +143,14 @@ def test_null_is_not_the_same_as_a_field_that_is_not_there(tmp_path):
     write_run(tmp_path / "a", decay=None)
     write_run(tmp_path / "b", decay=0.99)
     write_run(tmp_path / "c")
-    column = compare(tmp_path).table.set_index("name")["strategy.student.decay"]
+    column = compare(tmp_path).table.set_index("name")["strategy.method.decay"]
     assert column["a"] is None and column["b"] == 0.99 and math.isnan(column["c"])
 
 
 def test_flatten_names_the_class_of_a_part_where_it_says_something():
     flat = flatten(config())
     assert flat["strategy.selector"] == "ClassBalanced" and flat["strategy.schedule"] == "Constant"
-    assert not {"strategy", "strategy.kind", "settings", "strategy.student", "strategy.teacher", "strategy.about"} & set(flat)
+    assert not {"strategy", "strategy.kind", "settings", "strategy.method", "strategy.teacher", "strategy.about"} & set(flat)
     assert flatten(config("supervised"))["strategy.selector"] is None
     assert all(hash(v) is not None for v in flatten(dict(a=[[1, {"b": [2]}], {}], c={"kind": ["odd"]})).values())
 

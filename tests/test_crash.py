@@ -26,7 +26,7 @@ def strategies() -> dict:
     from pseudolabel_nb.strategies.strategy import strategies as known
     from pseudolabel_nb.strategies.threshold import ClassThresholds
     return dict(rounds=replace(known["class_balanced"], rounds=2), live=known["fixmatch"], members=replace(known["ensemble"], rounds=2),
-                labels_anew=Strategy("labels_anew", ClassThresholds(0.5, 0.5), refresh=4, student=Student(sampling="paired", ramp_up=0.5), rounds=2))
+                labels_anew=Strategy("labels_anew", ClassThresholds(0.5, 0.5), SelfTraining(paired=True, ramp_up=0.5, relabel_every=4), rounds=2))
 
 def discs(n: int, seed: int):
     "Noisy images of 72 × 72 px, each with a disc; what is said of one fills more than a buffer of a file."
@@ -121,7 +121,7 @@ def begin(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("OMP_NUM_THREADS", "1")
         server, logs = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("logs")
-        server.set_forkserver_preload([__name__, "torch._dynamo", "filelock", "safetensors.torch", "scipy.stats", "tqdm.auto", "pseudolabel_nb.training.rounds", "pseudolabel_nb.strategies.strategies"])
+        server.set_forkserver_preload([__name__, "torch._dynamo", "filelock", "safetensors.torch", "scipy.stats", "tqdm.auto", "pseudolabel_nb.training.rounds", "pseudolabel_nb.strategies.strategy"])
         def started(folder, name, at=None, end=signal.SIGKILL, **settings):
             process = server.Process(daemon=True, target=live, args=(Path(folder), name, log := logs / f"{time.monotonic_ns()}", at, end, settings))
             process.start()

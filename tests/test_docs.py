@@ -153,9 +153,10 @@ def test_the_table_of_dependencies_is_that_of_settings_ini():
 
 
 def test_every_registered_strategy_is_in_the_table_with_when_and_price():
-    from pseudolabel_nb.strategies.strategy import strategies
+    from pseudolabel_nb.strategies.strategy import shipped, strategies
     table = tables.strategy_table()
     for name, made in strategies.items(): assert f"`{name}`" in table or f"| [{name}](" in table and made.about in table
+    assert all(shipped[name].when for name in shipped if name != "supervised")
 
 
 def test_every_command_has_its_help_on_a_page():

@@ -59,7 +59,7 @@ def test_every_preset(tmp_path, preset):
     state = ExplorerState(predictions, data, preset=preset)
     assert state.strategy == strategy(preset)
     state.change(thresholds=(0.81, 0.63))
-    assert state.rule.thresholds == (0.81, 0.63) and state.strategy.teacher == strategy(preset).teacher and state.strategy.student == strategy(preset).student
+    assert state.rule.thresholds == (0.81, 0.63) and state.strategy.teacher == strategy(preset).teacher and state.strategy.method == strategy(preset).method
     state.reset()
     assert state.strategy == strategy(preset)
 

@@ -477,7 +477,7 @@ def test_partly_annotated_micrographs_train(tmp_path):
         centers = np.array(center_of_mass(objects > 0, objects, range(1, n + 1))).reshape(-1, 2)[:, ::-1]
         picks[id] = Picks(centers[::2], np.full(len(centers[::2]), 15.0), image=id, size=data.train.shape(i))
     from dataclasses import replace
-    run = pnb.run(replace(data, train=mark_picks(data.train, picks)), pnb.strategy("pu", prior=0.04, rounds=1, student__background="unlabeled", student__sampling="pooled"), tmp_path / "run", labeled_ratio=0.5,
+    run = pnb.run(replace(data, train=mark_picks(data.train, picks)), pnb.strategy("pu", prior=0.04, rounds=1, annotations="partial", method__paired=False), tmp_path / "run", labeled_ratio=0.5,
                   settings=pnb.Settings(steps=12, crop=64, evaluations=1), device="cpu")
     assert run.status == "finished" and abs(run.records()[0].ratio_labeled - 0.04) < 1e-9
 

@@ -24,7 +24,7 @@ from pseudolabel_nb.widgets.stepper_state import StepperState
 # ---- a run whose rounds take no time
 
 STRATEGY = dict(kind="Strategy", name="curriculum", selector=dict(kind="Threshold", threshold=0.7), schedule=dict(kind="Moving", field="threshold", start=0.9, stop=0.6, shape="linear"),
-              teacher=dict(kind="Teacher"), refresh="round", student=dict(kind="Student", weight=1.0, loss="", sampling="pooled"), rounds=3, prior=None, about="")
+              teacher=dict(kind="Teacher"), method=dict(kind="SelfTraining", weight=1.0), rounds=3, prior=None, about="")
 STEPS = 30 # a round pretends to have
 
 
@@ -233,7 +233,7 @@ def test_a_branch_is_a_run_of_its_own(tmp_path, fake):
     state.change(round=1)
     first = state.branch({"schedule.stop": 0.5, "method.weight": 0.5, "rounds": 4})
     assert (first.name, first.origin["name"], first.origin["round"], len(first.records()), state.round) == ("r-after-1", "r", 1, 2, 1)
-    assert first.config["strategy"]["schedule"]["stop"] == 0.5 and first.config["strategy"]["student"]["weight"] == 0.5 and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve()
+    assert first.config["strategy"]["schedule"]["stop"] == 0.5 and first.config["strategy"]["method"]["weight"] == 0.5 and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve()
     state.run_all(wait=True)
     assert len(first.records()) == 5 and len(Run(tmp_path / "r").records()) == 4
     state.open(state.runs[0])

@@ -313,7 +313,7 @@ def test_stopped_in_the_middle(how, unbroken, tmp_path):
 
 def test_exit_code_and_a_plugin_in_the_workers(tmp_path):
     folder(tmp_path / "d")
-    (tmp_path / "my_plugin.py").write_text(MINE.replace("import Rule", "import Strategy, Rule") + "from pseudolabel_nb.strategies.strategies import register_strategy\nregister_strategy('mine', selector__how='fails')(Mine)\n")
+    (tmp_path / "my_plugin.py").write_text(MINE + "from pseudolabel_nb.strategies.strategy import register_strategy\nregister_strategy('mine', selector__how='fails')(Mine)\n")
     argv = "--config", config(tmp_path, strategy=["naive", "mine"], seeds=[0]), "--plugin", tmp_path / "my_plugin.py", "--workers", 2, "--output-dir", tmp_path / "out"
     code, said, err = ended(*argv)
     assert code == 1 and err.splitlines()[0] == "failed: mine-r0.5-s0: KeyError: 'mito'" and "1 runs have failed" not in err and len(err.splitlines()) == 2

@@ -44,23 +44,37 @@ class Arm:
     steps: float = 1
 
 
-TURNS = {"student.turns": "quarter"} # of the unlabeled windows
+QUARTERS = {"method.rotations": "quarter"} # of the unlabeled windows
 EVERY_PIXEL = {"selector": {"kind": "EveryPixel"}}
-SELF = TURNS | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "student.sampling": "paired", "student.views": "strong", "student.mixing": "cutmix", "student.start": "restart"}
-CUTMIX = {"student.mixing": "cutmix"}
-BOTH_WAYS, CUTMIX_BOTH_WAYS = {"student.mixing": "copy_paste"}, {"student.mixing": "both"} # pseudo-labeled foreground comes back into labeled windows
+def stored(**options) -> dict:
+    "The student of `best` with pseudo-labels that are stored, not made at every step."
+    return {"method": dict(kind="SelfTraining", paired=True, **(dict(view="strong", mixing="paste", rotations="quarter") | options))}
+
+
+def fixmatch(**options) -> dict:
+    "The student of `best` without pasting: boxes exchanged, or nothing."
+    return {"method": dict(kind="FixMatch", **(dict(rotations="quarter") | options))}
+
+
+SELF = stored(mixing="cutmix") | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "start": "restart"}
+CUTMIX = fixmatch()
+BOTH_WAYS, CUTMIX_BOTH_WAYS = {"method.both_ways": True}, {"method.both_ways": True, "method.cutmix": True} # pseudo-labeled foreground comes back into labeled windows
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
-ANEW = {"refresh": 200, "teacher.who": "student"} # the student's average labels all images every so many steps, and half of the pseudo-labeled windows are centered on foreground
 QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
-GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}, "student.turns": ""} # two images a labeled one in the first round, up to twenty in the second
-FEW = ANEW | BALANCED | {"refresh": 400, "teacher.flips": True, "student.turns": ""} # labels averaged over flips, windows turned as the labeled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
-RELIABLE = {"selector": {"kind": "ReliableImages"}, "refresh": 400, "teacher.who": "student", "teacher.flips": True, "student.turns": ""} # the images of which a high F1 is expected, every pixel by the decision threshold
+def anew(steps: int = 200, **options) -> dict:
+    "The student's average labels all images every so many steps; half of the pseudo-labeled windows are centered on foreground."
+    return stored(relabel_every=steps, **options)
+
+
+GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}} # two images a labeled one in the first round, up to twenty in the second
+FEW = anew(400, rotations="") | BALANCED | {"teacher.flips": True} # labels averaged over flips, windows turned as the labeled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
+RELIABLE = anew(400, rotations="") | {"selector": {"kind": "ReliableImages"}, "teacher.flips": True} # the images of which a high F1 is expected, every pixel by the decision threshold
 TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labeled one, the best
 FLIPPED = {"teacher.flips": True} # the average labels every window by what it says of its four flips
 PRETRAINED = {"teacher.pretraining": 0.75}, dict(teacher_share=0.4) # three tenths of all steps restore hidden patches, one tenth learns from labels, the rest is the student's
-PASTED = TURNS | {"student.sampling": "paired", "student.views": "strong", "student.mixing": "paste"} # what the student of `best` sees
+PASTED = stored() # what the student of `best` sees
 
 
 def short(strategy: str = "best", changes: dict | None = None, **settings) -> Arm:
@@ -74,12 +88,12 @@ ARMS = {
     "supervised, strong views": Arm(settings=dict(augment="strong")),
     "best": Arm("best", settings=EARLY),
     "best, twice the steps": Arm("best", settings=EARLY, steps=2),
-    "best, labels anew every 200 steps, balanced": Arm("best", ANEW | BALANCED, EARLY),
-    "best, labels anew every 200 steps, balanced, at any angle": Arm("best", ANEW | BALANCED | {"student.turns": ""}, EARLY),
-    "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", ANEW | BALANCED | {"refresh": 400, "teacher.flips": True}, EARLY),
+    "best, labels anew every 200 steps, balanced": Arm("best", anew() | BALANCED, EARLY),
+    "best, labels anew every 200 steps, balanced, at any angle": Arm("best", anew(rotations="") | BALANCED, EARLY),
+    "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", anew(400) | BALANCED | FLIPPED, EARLY),
     "best, few images": Arm("best", FEW, EARLY),
-    "best, labels anew every 200 steps, class quantiles": Arm("best", ANEW | QUANTILES | {"student.turns": ""}, EARLY),
-    "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", ANEW | BALANCED | GROWING, EARLY),
+    "best, labels anew every 200 steps, class quantiles": Arm("best", anew(rotations="") | QUANTILES, EARLY),
+    "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", anew(rotations="") | BALANCED | GROWING, EARLY),
     "best, reliable images": Arm("best", RELIABLE, EARLY),
     "best, two reliable images a label": Arm("best", TWO_RELIABLE, EARLY),
     "best, pretrained": Arm("best", *PRETRAINED),
@@ -104,39 +118,39 @@ ARMS = {
     "short supervised, any angle, step and threshold of highest F1": short("supervised", **ANY, **CHOSEN),
     "short best": short(),
     "short best, teacher half of the steps": short(teacher_share=0.5),
-    "short best, weak views": short(changes={"student.views": "weak"}),
-    "short best, no mixing": short(changes={"student.mixing": "none"}),
+    "short best, weak views": short(changes={"method.view": "weak"}),
+    "short best, no mixing": short(changes=fixmatch(mixing="none")),
     "short best, pasted both ways": short(changes=BOTH_WAYS),
     "short best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
     "short best, thresholds 0.60 and 0.80": short(changes={"selector": {"kind": "ClassThresholds", "foreground": 0.60, "background": 0.80}}),
-    "short best, fresh student": short(changes={"student.start": "restart"}),
-    "short best, labels anew every 200 steps": short(changes=ANEW),
-    "short best, labels anew every 200 steps, balanced": short(changes=ANEW | BALANCED),
+    "short best, fresh student": short(changes={"start": "restart"}),
+    "short best, labels anew every 200 steps": short(changes=anew()),
+    "short best, labels anew every 200 steps, balanced": short(changes=anew() | BALANCED),
     "short class_balanced, pasted in strong views": short("class_balanced", PASTED, teacher_share=0.5),
-    "short class_balanced, pasted": short("class_balanced", {"student.sampling": "paired", "student.mixing": "paste"}, teacher_share=0.5),
-    "short best, labels anew every 200 steps, class quantiles": short(changes=ANEW | QUANTILES),
-    "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=ANEW | BALANCED | GROWING),
+    "short class_balanced, pasted": short("class_balanced", stored(view="weak", rotations=""), teacher_share=0.5),
+    "short best, labels anew every 200 steps, class quantiles": short(changes=anew() | QUANTILES),
+    "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=anew(rotations="") | BALANCED | GROWING),
     "short best, reliable images": short(changes=RELIABLE),
     "short best, two reliable images a label": short(changes=TWO_RELIABLE),
     "short best, live teacher flipped": short(changes=FLIPPED),
-    "short best, live teacher flipped, at any angle": short(changes=FLIPPED | {"student.turns": ""}),
-    "short best, half the weight": short(changes={"student.weight": 0.5}),
+    "short best, live teacher flipped, at any angle": short(changes=FLIPPED | {"method.rotations": ""}),
+    "short best, half the weight": short(changes={"method.weight": 0.5}),
     "short best, three rounds": short(changes={"rounds": 3}),
-    "short best, three teachers once a round": short(changes={"refresh": "round", "teacher.who": "student", "teacher.members": 3}, teacher_share=0.5),
-    "short best, slower teacher": short(changes={"teacher.decay": 0.998}),
-    "short both ways, weak views": short(changes=BOTH_WAYS | {"student.views": "weak"}),
+    "short best, three teachers once a round": short(changes=stored() | {"teacher.members": 3}, teacher_share=0.5),
+    "short best, slower teacher": short(ema=0.998),
+    "short both ways, weak views": short(changes=BOTH_WAYS | {"method.view": "weak"}),
     "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector": {"kind": "ClassThresholds", "foreground": 0.95, "background": 1 - 0.95}}),
-    "short both ways, ramp-up over 30 %": short(changes=BOTH_WAYS | {"student.ramp_up": 0.3}),
-    "short both ways, half the weight": short(changes=BOTH_WAYS | {"student.weight": 0.5}),
-    "short both ways, no Dice on pseudo-labels": short(changes=BOTH_WAYS | {"student.loss": "cross_entropy"}),
+    "short both ways, ramp-up over 30 %": short(changes=BOTH_WAYS | {"method.ramp_up": 0.3}),
+    "short both ways, half the weight": short(changes=BOTH_WAYS | {"method.weight": 0.5}),
+    "short both ways, no Dice on pseudo-labels": short(changes=BOTH_WAYS | {"method.pseudo_loss": "cross_entropy"}),
     "short best, CutMix": short(changes=CUTMIX),
     "short best, CutMix, labels at any angle": short(changes=CUTMIX, **ANY),
-    "short best, CutMix, all at any angle": short(changes=CUTMIX | {"student.turns": "any"}, **ANY),
+    "short best, CutMix, all at any angle": short(changes=fixmatch(rotations="any"), **ANY),
     "short best, CutMix, all by quarter turns": short(changes=CUTMIX, **QUARTER),
-    "short best, CutMix, weak views": short(changes=CUTMIX | {"student.views": "weak"}),
-    "short best, CutMix, all at any angle, step and threshold of highest F1": short(changes=CUTMIX | {"student.turns": "any"}, **ANY, **CHOSEN),
+    "short best, CutMix, weak views": short(changes=fixmatch(view="weak")),
+    "short best, CutMix, all at any angle, step and threshold of highest F1": short(changes=fixmatch(rotations="any"), **ANY, **CHOSEN),
     "short self-training": short("naive", SELF, teacher_share=0.5),
-    "short unimatch, every pixel": short("unimatch", EVERY_PIXEL | TURNS),
+    "short unimatch, every pixel": short("unimatch", EVERY_PIXEL | QUARTERS),
 }
 EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu") # the strategies that came with a claimed gain
 ARMS |= {f"short {name}": short(name, teacher_share=0.5) for name in ("naive", *EIGHT)}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, from_dict
+from ..core import UserError
 from ..data.fingerprint import fingerprint
 from ..data.images import Data, ImageSet
 from .class_ratio import _arrays

@@ -129,4 +129,5 @@ def _warning(total: np.ndarray, prior: float, tolerance: float) -> str:
     remedy = "lower the foreground threshold or train the teacher longer" if ratio < prior else "raise the foreground threshold or lower the background threshold"
     return f"no choice of images meets the prior of {prior:.2%}: the kept foreground ratio is {ratio:.2%}; {remedy}"
 
-class_balanced = ship(Strategy("class_balanced", ClassBalanced(), about="0.60 for foreground, 0.80 for background; images chosen to match the prior"))
+class_balanced = ship(Strategy("class_balanced", ClassBalanced(), about="0.60 for foreground, 0.80 for background; images chosen to match the prior"),
+    when="the pseudo-labels hold too little foreground", price="as good as its prior")

@@ -115,4 +115,5 @@ def _warning(kept: np.ndarray, prior: np.ndarray, aligned: bool) -> str:
     else: why = "the shares are of what the teacher predicts, so set aligned=True to keep the proportion of the labels"
     return f"the kept pixels are {kept[worst] / max(kept.sum(), 1):.2%} {name}, the prior says {prior[worst]:.2%}: {why}"
 
-class_quantiles = ship(Strategy("class_quantiles", ClassQuantiles(), schedule=Moving("quantile", 0.2, 0.5), about="the most confident share of each class, 0.2 to 0.5 over the rounds, in the proportion of the prior"))
+class_quantiles = ship(Strategy("class_quantiles", ClassQuantiles(), schedule=Moving("quantile", 0.2, 0.5), about="the most confident share of each class, 0.2 to 0.5 over the rounds, in the proportion of the prior"),
+    when="the teacher is badly calibrated", price="as good as its prior")

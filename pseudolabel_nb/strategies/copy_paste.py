@@ -45,4 +45,5 @@ class CopyPaste(Method):
 
 # %% ../../nbs/strategies/14_copy_paste.ipynb #89a3f0aa
 copy_paste = ship(Strategy("copy_paste", ClassThresholds(0.60, 0.80), CopyPaste(), rounds=1,
-    about="labeled foreground pasted into unlabeled windows and back; the average labels at every step"))
+    about="labeled foreground pasted into unlabeled windows and back; the average labels at every step"),
+    when="labeled objects are few and look alike", price="pasted rims")

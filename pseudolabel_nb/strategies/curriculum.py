@@ -12,7 +12,8 @@ from .strategy import Strategy, ship
 from .threshold import Threshold
 
 # %% ../../nbs/strategies/07_curriculum.ipynb #c14cd56a
-curriculum = ship(Strategy("curriculum", Threshold(), schedule=Moving("threshold", 0.90, 0.60), about="a threshold that falls over the rounds: 0.90, 0.75, 0.60"))
+curriculum = ship(Strategy("curriculum", Threshold(), schedule=Moving("threshold", 0.90, 0.60), about="a threshold that falls over the rounds: 0.90, 0.75, 0.60"),
+    when="the first teacher is poor", price="strict first rounds")
 
 def curriculum_threshold(
     iteration: int, # from 1

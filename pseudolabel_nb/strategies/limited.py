@@ -36,4 +36,5 @@ class Limited(Selector):
         images = best_images(predictions.ids, predictions.scores(), at_most(self.ratio, context.labeled))
         return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold), images)
 
-limited = ship(Strategy("limited", Limited(), about="the same threshold; one pseudo-labeled image a labeled one, the most confident"))
+limited = ship(Strategy("limited", Limited(), about="the same threshold; one pseudo-labeled image a labeled one, the most confident"),
+    when="pseudo-labels outnumber labels several times", price="most images stay unused")

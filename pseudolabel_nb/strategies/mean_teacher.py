@@ -37,4 +37,5 @@ class MeanTeacher(Method):
 
 # %% ../../nbs/strategies/10_mean_teacher.ipynb #97f74335
 mean_teacher = ship(Strategy("mean_teacher", EveryPixel(), MeanTeacher(), rounds=1,
-    about="the student's average teaches it at every step; soft consistency, ramped up"))
+    about="the student's average teaches it at every step; soft consistency, ramped up"),
+    when="rounds are too coarse", price="2.3 times a step")

@@ -7,7 +7,7 @@ __all__ = ['StepBatch', 'Method', 'Supervised']
 
 # %% ../../nbs/strategies/00c_methods.ipynb #334f7435
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -31,15 +31,15 @@ class StepBatch(NamedTuple):
 @dataclass(frozen=True)
 class Method:
     "Base of all methods: frozen dataclasses with `loss`."
-    online: ClassVar[bool] = False # does a teacher label the windows of every step?
-    networks: ClassVar[int] = 1 # that learn together
-    views: ClassVar[tuple[str, ...]] = ("weak",) # of the unlabeled windows: augmentations, one or two
-    paired: ClassVar[bool] = True # as many unlabeled windows as labeled ones in each batch?
-    uniform: ClassVar[bool] = False # unlabeled windows never centered on foreground?
-    rotations: ClassVar[str] = "" # of unlabeled windows: "quarter" or "any"; "": as the settings say
-    relabel_every: ClassVar[int] = 0 # steps after which stored pseudo-labels are made anew; 0: once a round
-    comparable: ClassVar[bool] = True # is the unlabeled loss of the labeled one's kind, so that weights compare?
-    state: ClassVar[dict[str, float]] = {} # what adapts while training, and where it begins: one number a class and name
+    online = False # does a teacher label the windows of every step?
+    networks = 1 # that learn together
+    views = ("weak",) # of the unlabeled windows: augmentations, one or two
+    paired = True # as many unlabeled windows as labeled ones in each batch?
+    uniform = False # unlabeled windows never centered on foreground?
+    rotations = "" # of unlabeled windows: "quarter" or "any"; "": as the settings say
+    relabel_every = 0 # steps after which stored pseudo-labels are made anew; 0: once a round
+    comparable = True # is the unlabeled loss of the labeled one's kind, so that weights compare?
+    state = {} # what adapts while training, and where it begins: one number a class and name
     _repr_html_ = fields_card
 
     def __post_init__(self): check_bounds(self, "method.")

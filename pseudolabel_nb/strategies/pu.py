@@ -14,4 +14,5 @@ from .threshold import ClassThresholds
 # %% ../../nbs/strategies/15_pu.ipynb #e90b016c
 pu = ship(Strategy("pu", ClassThresholds(0.60, 0.80), SelfTraining(paired=True),
     teacher=Teacher(method=PositiveUnlabeled(), combine="reliable_negatives"),
-    about="foreground from pseudo-labels, background from a positive-unlabeled network, where both agree"))
+    about="foreground from pseudo-labels, background from a positive-unlabeled network, where both agree"),
+    when="labeled images are only partly annotated", price="needs the prior")

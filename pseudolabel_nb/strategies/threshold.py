@@ -26,7 +26,8 @@ class Threshold(Selector):
         predictions = members[0]
         return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold), best_images(predictions.ids, predictions.scores()))
 
-naive = ship(Strategy("naive", Threshold(), about="one confidence threshold, 0.70; every image, every pixel that passes"))
+naive = ship(Strategy("naive", Threshold(), about="one confidence threshold, 0.70; every image, every pixel that passes"),
+    when="as the reference to beat", chapter="threshold")
 
 # %% ../../nbs/strategies/02_threshold.ipynb #bb2bd81e
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bounds import bounded
+from ..bounds import bounded, one_of
 from .methods import Method, StepBatch
 from .mixing import mix
 from .strategy import Strategy, ship
@@ -25,6 +25,7 @@ class UniMatch(Method):
     ramp_up: float = bounded(0.0, ge=0, lt=1, example=0.3) # share of the round over which the weight rises from 0
     feature_dropout: float = bounded(0.5, ge=0, lt=1, example=0.5) # share of the encoder's channels; 0 leaves that pass out
     mixing: str = "cutmix" # of the strong views: "none", "cutmix", or a registered one
+    rotations: str = one_of("", "", "quarter", "any") # of the unlabeled windows; "": as the settings say
     online = True
     views = ("strong", "strong")
 
@@ -42,4 +43,5 @@ class UniMatch(Method):
 
 # %% ../../nbs/strategies/12_unimatch.ipynb #fd91107b
 unimatch = ship(Strategy("unimatch", ClassThresholds(0.60, 0.80), UniMatch(), rounds=1,
-    about="fixmatch with two strong views, and a pass with dropped features"))
+    about="fixmatch with two strong views, and a pass with dropped features"),
+    when="fixmatch helps, and time is cheap", price="over 4 times a step")
