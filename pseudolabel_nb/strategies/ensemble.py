@@ -20,7 +20,8 @@ from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/09_ensemble.ipynb #9eb1772f
 ensemble = ship(Strategy("ensemble", ClassThresholds(0.60, 0.80), teacher=Teacher(members=3, source="seeds", combine="mean"),
-    about="three networks from other initial weights; their mean, 0.60 for foreground and 0.80 for background"))
+    about="three networks from other initial weights; their mean, 0.60 for foreground and 0.80 for background"),
+    when="single networks differ much from seed to seed", price="each member has a share of the steps")
 
 # %% ../../nbs/strategies/09_ensemble.ipynb #b43bdb42
 agreement_rules = "mean", "weighted", "majority", "unanimous"
