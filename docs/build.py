@@ -28,10 +28,10 @@ SECTIONS = {
     "runs": ("Runs", "The folder that explains itself, and how runs are compared."),
     "measures": ("Measures", "Metrics, priors and statistics: pure functions on arrays."),
     "models": ("Models", "Networks and their checkpoints."),
-    "foundations": ("Foundations", "What all the others stand on."),
+    "core": ("Core", "What all the others stand on: errors, registries, files, random streams, progress."),
 }
 # Notebooks beside index, by the section they belong to
-BESIDE = {"cli": "commands", "arguments": "commands", "inputs": "commands", "core": "foundations", "cards": "foundations"}
+BESIDE = {"cli": "commands", "arguments": "commands", "inputs": "commands", "cards": "core"}
 QUARTO_CALLOUT = re.compile(r"^(:{3,}) *\{\.callout-(\w+)[^}]*\}", re.M)
 QUARTO_DIV = re.compile(r"^:{3,} *(\{\.(?!callout)[^}]*\})? *$\n?", re.M)
 QUARTO_ATTRIBUTES = re.compile(r"(?<=[)\]])\{[^}\n]*\}|(?<=\S)[ \t]+\{[.#][^}\n]*\}[ \t]*$", re.M)

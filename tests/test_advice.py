@@ -11,7 +11,7 @@ from pseudolabel_nb.diagnostics.advice import advise, paired_gains, rank_strateg
 from pseudolabel_nb.diagnostics.confidence_filter import examine_filter
 from pseudolabel_nb.diagnostics.expectations import Expectation, Trial, expectations, step_costs, trials
 from pseudolabel_nb.diagnostics.findings import Diagnosis, Finding, Remedy, severities
-from pseudolabel_nb.diagnostics.known import DiagnosisInputs, surer
+from pseudolabel_nb.diagnostics.known import DiagnosisInputs, raise_threshold
 from pseudolabel_nb.diagnostics.quantity import examine_ratio
 from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
 from pseudolabel_nb.runs.compare import compare
@@ -173,7 +173,7 @@ def test_what_was_refused_or_too_low_is_not_advised_again():
     assert {f.topic: f.remedy.strategy for f in apply_rules(Examined(strategy("curriculum"), 0.04, 0.04, 8, 8, 1.0)) if f.remedy}["gate"] == "limited"
     known = DiagnosisInputs(real=np.array([[96, 4]] * 4), kept=np.array([[80, 20]] * 4), strategy="naive", thresholds=(0.95, 0.95))
     assert examine_ratio(known).findings[0].remedy.changes == {"selector__threshold": 0.97} # 0.9 would be lower
-    assert surer(DiagnosisInputs()) == surer(DiagnosisInputs(thresholds=(0.7, 0.7))) == 0.9
+    assert raise_threshold(DiagnosisInputs()) == raise_threshold(DiagnosisInputs(thresholds=(0.7, 0.7))) == 0.9
 
 
 def test_the_words_for_a_ratio_within_a_factor_of_two_are_true_at_both_ends():

@@ -47,7 +47,7 @@ def test_markdown_becomes_what_myst_reads(text, expected):
 
 def test_sections_stand_in_their_order_and_unknown_ones_last():
     pages = ["core", "index", "zoo/a", "data/masks", "data/images", "tutorials/first"]
-    assert list(build.contents(pages)) == ["tutorials", "data", "foundations", "zoo"]
+    assert list(build.contents(pages)) == ["tutorials", "data", "core", "zoo"]
     assert build.contents(pages)["data"] == ["data/masks", "data/images"]
 
 

@@ -46,10 +46,19 @@ def test_importing_the_package_imports_nothing_slow():
     assert not imported_by("import pseudolabel_nb; dir(pseudolabel_nb)") & {*SLOW, "numpy"}
 
 
-@pytest.mark.parametrize("module", ["core", "data.masks", "measures.metrics", "measures.statistics", "measures.evidence", "measures.ranking", "runs.run", "cli"])
+@pytest.mark.parametrize("module", ["core", "core.files", "data.masks", "measures.metrics", "measures.statistics", "measures.evidence", "measures.ranking", "runs.run", "cli"])
 def test_modules_that_need_no_network_import_no_torch(module):
     if not (PACKAGE / (module.replace(".", "/") + ".py")).exists(): pytest.skip(f"pseudolabel_nb.{module} is not written yet")
     assert not imported_by(f"import pseudolabel_nb.{module}") & set(SLOW)
+
+
+def test_a_run_is_opened_and_listed_without_torch(tmp_path):
+    "Networks and strategies are imported when they are asked for."
+    from pseudolabel_nb.runs.run import begin_run
+    config = dict(strategy=dict(kind="Strategy", name="naive", rounds=3), settings={}, n_classes=2, channels=1)
+    begin_run(tmp_path, config, dict(labeled=[], val=[], test=[]), "cpu")
+    code = f"from pseudolabel_nb.runs.run import open_run; run = open_run({str(tmp_path)!r}); run.records(); repr(run); run.settings"
+    assert not imported_by(code) & set(SLOW)
 
 
 # Names

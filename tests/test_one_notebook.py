@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pseudolabel_nb.bounds import bounded
+from pseudolabel_nb.core.bounds import bounded
 from pseudolabel_nb.models.networks import register_network
 from pseudolabel_nb.strategies.methods import Method
 from pseudolabel_nb.strategies.mixing import register_mixing

@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     files = {n for n in names if ".dist-info/" not in n}
     assert files == package_files(), f"too many: {files - package_files()}; left out: {package_files() - files}"
-    assert {"pseudolabel_nb/core.py", "pseudolabel_nb/py.typed", "pseudolabel_nb/experiments/report_template.ipynb"} <= files
+    assert {"pseudolabel_nb/core/files.py", "pseudolabel_nb/py.typed", "pseudolabel_nb/experiments/report_template.ipynb"} <= files
 
 
 def test_the_metadata_say_what_settings_ini_says(built):

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import pseudolabel_nb as pnb
-from pseudolabel_nb import cli, core
+from pseudolabel_nb import cli
+from pseudolabel_nb.core import monitor
 from pseudolabel_nb.core import UserError
 from pseudolabel_nb.data.coordinates import Picks, read_coordinates
 from pseudolabel_nb.data.coordinates_out import FORMATS, area_codes, path_for, write_coco, write_coordinates, write_mask, write_probabilities
@@ -229,12 +230,12 @@ def test_memory_does_not_grow_with_the_number_of_images():
     assert peak[18] - peak[3] < 30 * 1024, peak  # KiB; an image and its prediction are 8 MiB, fifteen more of them 120
 
 def test_an_interrupt_is_heard_between_tiles(monkeypatch):
-    monkeypatch.setattr(core, "_asked", [])
+    monkeypatch.setattr(monitor, "_asked", [])
     seen = []
     class Asking(torch.nn.Module):
         def forward(self, x):
             seen.append(len(x))
-            core._asked.append(signal.SIGINT)
+            monitor._asked.append(signal.SIGINT)
             return torch.zeros(len(x), 2, *x.shape[-2:])
     with pytest.raises(KeyboardInterrupt): list(stream_predictions(Asking(), from_arrays([np.eye(512, dtype="f4")]), batch_size=2, tile=128))
     assert seen == [2]

@@ -252,9 +252,10 @@ def open_run(
     "Open a run folder; `UserError` if it is none."
     if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
     run = Run(folder)
-    if not {"strategy", "n_classes"} <= {*run._table("config.json")}:
+    if "recipe" in run._table("config.json"):
         raise UserError(f"{folder}: was written by an earlier version of this package, whose runs cannot be gone on with; expected "
                         "a run of this one, so train it again in another folder")
+    run._table("config.json", "strategy")
     return run
 
 # %% ../../nbs/runs/00_run.ipynb #cd958138

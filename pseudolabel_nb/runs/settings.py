@@ -8,7 +8,7 @@ __all__ = ['Settings']
 # %% ../../nbs/runs/00a_settings.ipynb #283a5c18
 from dataclasses import dataclass, field
 
-from ..bounds import bounded, check_bounds, one_of
+from ..core.bounds import bounded, check_bounds, one_of
 from ..cards import fields_card
 from ..core import UserError
 

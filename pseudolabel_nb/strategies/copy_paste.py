@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bounds import bounded, one_of
+from ..core.bounds import bounded, one_of
 from .methods import Method, StepBatch
 from .mixing import copy_paste as exchange, cutmix, paste, scale_pseudo
 from .strategy import Strategy, ship

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bounds import bounded
+from ..core.bounds import bounded
 from ..models.networks import probabilities
 from .methods import Method, StepBatch
 from .strategy import Strategy, ship

@@ -7,16 +7,14 @@ __all__ = ['StepBatch', 'Method', 'Supervised']
 
 # %% ../../nbs/strategies/00c_methods.ipynb #334f7435
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ..bounds import check_bounds
+from ..core.bounds import check_bounds
 from ..cards import fields_card
 from .mixing import PixelBatch
 from .selection import Rule
-
-if TYPE_CHECKING: from pseudolabel_nb.training.step import Step
 
 # %% ../../nbs/strategies/00c_methods.ipynb #2f4527e5
 class StepBatch(NamedTuple):
@@ -39,7 +37,7 @@ class Method:
     rotations = "" # of unlabeled windows: "quarter" or "any"; "": as the settings say
     relabel_every = 0 # steps after which stored pseudo-labels are made anew; 0: once a round
     comparable = True # is the unlabeled loss of the labeled one's kind, so that weights compare?
-    state = {} # what adapts while training, and where it begins: one number a class and name
+    state = {} # noqa: RUF012 (read only); what adapts while training, and where it begins: one number a class and name
     _repr_html_ = fields_card
 
     def __post_init__(self): check_bounds(self, "method.")
@@ -53,7 +51,10 @@ class Method:
         "Return the selector's rule as this method follows it."
         return rule
 
-    def loss(self, step: "Step", batch: StepBatch) -> Tensor: # scalar
+    def loss(self,
+        step, # `Step` of the training, with the verbs above
+        batch: StepBatch,
+    ) -> Tensor: # scalar
         "Return what the step makes smaller."
         raise NotImplementedError(f"{type(self).__name__} needs a method loss(step, batch) -> Tensor")
 
@@ -63,6 +64,6 @@ class Supervised(Method):
     "Learn from labeled windows alone: the baseline, and the first teacher."
     uses_unlabeled = False
 
-    def loss(self, step: "Step", batch: StepBatch) -> Tensor:
+    def loss(self, step, batch: StepBatch) -> Tensor:
         "Return the loss of the labeled windows, summed over the networks."
         return sum(step.loss(step.forward(network, batch.labeled.images), batch.labeled) for network in step.students)

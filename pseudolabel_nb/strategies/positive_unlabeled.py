@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..bounds import bounded
+from ..core.bounds import bounded
 from ..core import Registry, UserError, lookup, register
 from ..models.networks import two_logits
 from .methods import Method, StepBatch

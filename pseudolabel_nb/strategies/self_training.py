@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..bounds import bounded, one_of
+from ..core.bounds import bounded, one_of
 from ..core import UserError
 from .methods import Method, StepBatch
 from .mixing import concat, mix, scale_pseudo

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bounds import bounded, one_of
+from ..core.bounds import bounded, one_of
 from .methods import Method, StepBatch
 from .mixing import mix
 from .strategy import Strategy, ship
@@ -48,7 +48,7 @@ class SoftMatch(Method):
     mixing: str = "cutmix" # of windows: "none", "cutmix", or a registered one
     rotations: str = one_of("", "", "quarter", "any") # of the unlabeled windows; "": as the settings say
     online = True
-    state = {"share": 0.0, "mean": 0.5, "variance": 1.0} # a class; a share of 0 is not known yet
+    state = {"share": 0.0, "mean": 0.5, "variance": 1.0} # noqa: RUF012 (read only); a class; a share of 0 is not known yet
 
     @property
     def views(self) -> tuple[str, ...]: return (self.view,)

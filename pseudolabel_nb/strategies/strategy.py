@@ -13,7 +13,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..bounds import bounded, check_bounds, one_of
+from ..core.bounds import bounded, check_bounds, one_of
 from ..cards import brief, card_from, fields_card
 from ..core import Registry, UserError, from_dict, lookup, replace_fields
 from ..inference.ensembles import combinations
@@ -86,25 +86,28 @@ _printed = ("selector", "method", "schedule", "teacher", "rounds", "start", "pri
 # %% ../../nbs/strategies/01b_strategy.ipynb #3cebac82
 def _conflicts(s: Strategy) -> list[tuple[bool, str]]:
     "Return what does not go together in a strategy, and why."
-    teacher, supervised = s.teacher, s.selector is None
+    teacher, method, negatives = s.teacher, type(s.method).__name__, s.teacher.combine == "reliable_negatives"
+    fixed, by_labels = type(s.schedule) is Constant, type(s.teacher.method) is Supervised
+    other = 'set teacher.method to {"kind": "PositiveUnlabeled"}'
     return [
-        (supervised and s.rounds != 0, f"no selector and {s.rounds} rounds; expected rounds=0 for supervised training, "
-         "or a selector that says what is trusted"),
-        (not supervised and s.rounds < 1, f"{s.rounds} rounds; expected at least 1, or selector=None for supervised training"),
-        (s.method.online and s.rounds == 1 and type(s.schedule) is not Constant, f"{brief(s.schedule)} moves from round to round, and there is "
-         "one round; expected more, so set rounds=3, or leave the schedule out"),
-        (s.method.networks > 1 and teacher.members > 1, f"teacher.members is {teacher.members}; expected 1 with "
-         f"{type(s.method).__name__}, whose {s.method.networks} networks are the teachers"),
-        (s.method.online and teacher.members > 1, f"teacher.members is {teacher.members}; expected 1 with "
-         f"{type(s.method).__name__}, in which the student's average is the teacher"),
-        (teacher.combine == "reliable_negatives" and type(teacher.method) is Supervised, "teacher.combine=reliable_negatives "
-         'needs a first teacher that was trained for it; set teacher.method to {"kind": "PositiveUnlabeled"}'),
-        (teacher.combine == "reliable_negatives" and teacher.members > 1, f"teacher.members is {teacher.members}; expected 1 "
-         "with reliable_negatives, which asks the first teacher and the last student"),
-        (s.annotations == "partial" and type(teacher.method) is Supervised, "annotations=partial needs a first teacher that "
-         'learns without labeled background; set teacher.method to {"kind": "PositiveUnlabeled"}'),
-        (s.annotations == "partial" and s.prior is None, "annotations=partial hides how much foreground there is; give the "
-         "prior, such as prior=0.04 (`best_bin_prior` estimates it)"),
+        (s.selector is None and s.rounds != 0,
+         f"no selector and {s.rounds} rounds; expected rounds=0 for supervised training, or a selector that says what is trusted"),
+        (s.selector is not None and s.rounds < 1,
+         f"{s.rounds} rounds; expected at least 1, or selector=None for supervised training"),
+        (s.method.online and s.rounds == 1 and not fixed,
+         f"{brief(s.schedule)} moves from round to round, and there is one round; set rounds=3, or leave the schedule out"),
+        (s.method.networks > 1 and teacher.members > 1,
+         f"teacher.members is {teacher.members}; expected 1 with {method}, whose {s.method.networks} networks are the teachers"),
+        (s.method.online and teacher.members > 1,
+         f"teacher.members is {teacher.members}; expected 1 with {method}, in which the student's average is the teacher"),
+        (negatives and by_labels,
+         f"teacher.combine=reliable_negatives needs a first teacher that was trained for it; {other}"),
+        (negatives and teacher.members > 1,
+         f"teacher.members is {teacher.members}; expected 1 with reliable_negatives: the first teacher and the last student"),
+        (s.annotations == "partial" and by_labels,
+         f"annotations=partial needs a first teacher that learns without labeled background; {other}"),
+        (s.annotations == "partial" and s.prior is None,
+         "annotations=partial hides how much foreground there is; give the prior, such as prior=0.04"),
     ]
 
 # %% ../../nbs/strategies/01b_strategy.ipynb #e341548b
