@@ -226,7 +226,7 @@ def test_record_selection_masks_agree(finished):
 def test_three_classes(tmp_path):
     rng = np.random.default_rng(0)
     masks = [rng.integers(0, 3, (32, 32)).astype(np.uint8) for _ in range(6)]
-    images = from_arrays(rng.normal(size=(6, 32, 32)), masks)
+    images = from_arrays(rng.normal(size=(6, 32, 32)), masks, n_classes=3)
     probs = [np.stack([0.1 + 0.7 * (m == c) for c in (1, 2)]) for m in masks]
     said = store(zip(images.ids, probs), tmp_path / "p", n_classes=3)
     from pseudolabel_nb.data.images import Data

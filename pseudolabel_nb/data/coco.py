@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError, progress, read_json
-from .files import inside, read_header, read_pixels
+from .files import TURNED, inside, read_header, read_pixels
 from .images import Item
 from .masks import box_problem, box_sticks_out, draw_box, polygon_problem, polygons_to_mask, rle_problem, rle_to_mask
 
@@ -133,19 +133,23 @@ def coco_items(
     if (twice := Counter(ids).most_common(1)[0])[1] > 1: raise UserError(f"{path}: {twice[1]} images have the id {twice[0]}; ids must differ, so number the images afresh")
     paths = find_images(path, entries, folders)
     headers = [read_header(p) for p in progress(paths, desc=f"headers of {path.name}")]
-    shapes = {i: _agreed(path, e, h.shape) for i, e, h in zip(ids, entries, headers)}
+    shapes = {i: _agreed(path, e, h.shape, TURNED in h.remarks) for i, e, h in zip(ids, entries, headers)}
     marks = _marks_by_image(path, document, shapes, class_of, crowds, on_invalid, tally)
     items = [Item(_id(e), h.shape, partial(read_pixels, p), partial(draw_marks, tuple(marks[i]), h.shape, boxes), _group(path, e, group_field))
              for i, e, h, p in zip(ids, entries, headers, paths)]
-    tally.update(images=len(items), empty=sum(not marks[i] for i in ids))
+    tally.update(images=len(items), turned=sum(TURNED in h.remarks for h in headers), empty=sum(not marks[i] for i in ids))
     return items, max(h.channels for h in headers), tally
 
 def _id(entry: dict) -> str: return Path(entry["file_name"].replace("\\", "/")).as_posix()
 
-def _agreed(path: Path, entry: dict, shape: tuple[int, int]) -> tuple[int, int]:
+def _agreed(path: Path, entry: dict, shape: tuple[int, int], turned: bool) -> tuple[int, int]:
     "(H, W), which the document and the file's header must agree on."
     said = entry.get("height", shape[0]), entry.get("width", shape[1])
     if said == shape: return shape
+    if turned and said == shape[::-1]: raise UserError(
+        f"{path}: {entry['file_name']} {TURNED}, to {shape[0]} × {shape[1]} px (height × width), but has {said[0]} × {said[1]} in the document; "
+        "expected annotations of the image as it is shown, so annotate the turned image, or remove the tag from the file if they were drawn on "
+        "its pixels as stored (exiftool -Orientation= FILE)")
     raise UserError(f"{path}: {entry['file_name']} has {said[0]} × {said[1]} px (height × width) in the document but {shape[0]} × {shape[1]} in its file; "
                     "the annotations would land beside their objects, so annotate the images in this size, or scale the boxes")
 
@@ -186,6 +190,6 @@ def tally_note(
     "What was found in a COCO file and how it was read, in one line."
     drawn = {"box": "boxes drawn as ellipses" if boxes == "ellipse" else "boxes drawn filled", "polygons": "objects drawn from polygons", "rle": "objects from run-length codes"}
     handled = {"clipped": "boxes clipped at the border", "dummy": "dummy boxes [0, 0, 0, 0] left out", "crowd boxes": "boxes with iscrowd: 1 read as objects",
-               "ignored": "regions with iscrowd: 1 to be ignored (crowds=\"object\" if they are objects)", "invalid": "unusable annotations left out", "empty": "images without objects"}
+               "ignored": "regions with iscrowd: 1 to be ignored (crowds=\"object\" if they are objects)", "invalid": "unusable annotations left out", "empty": "images without objects", "turned": "images turned as their orientation tag (EXIF) says"}
     first = [f"{tally['images']:,} images", *(f"{tally[k]:,} {text}" for k, text in drawn.items() if tally[k])]
     return "; ".join([f"{split}: {', '.join(first)}"] + ([", ".join(rest)] if (rest := [f"{tally[k]:,} {text}" for k, text in handled.items() if tally[k]]) else []))

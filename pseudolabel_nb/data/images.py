@@ -7,7 +7,7 @@ __all__ = ['Item', 'raw_image', 'Decoded', 'mean_sd', 'Cache', 'HiddenLabels', '
 
 # %% ../../nbs/data/02_images.ipynb #bdb2b8b2
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
@@ -34,27 +34,33 @@ class Item:
 
 # %% ../../nbs/data/02_images.ipynb #4addab09
 def raw_image(
-    array: Any, # (H, W), (H, W, 1|2|3|4) or (1|3, H, W); numbers
+    array: Any, # (H, W), (H, W, 1|3|4) or (1|3, H, W); numbers
     name: str, # for messages
 ) -> np.ndarray: # (H, W) or (H, W, 3); bool becomes uint8, float64 and wide integers float32
-    "The pixels as `(H, W)` or `(H, W, 3)`; raises `UserError` for another shape, for text or objects, and for NaN or infinity."
+    "The pixels as `(H, W)` or `(H, W, 3)`; raises `UserError` for another shape, a fourth channel that is no plain transparency, text or objects, NaN or infinity."
     a = np.asarray(array)
     if a.dtype.kind not in "buif":
         raise UserError(f"{name}: pixels of type {a.dtype}; expected numbers (8- or 16-bit integers, or floats), so convert the image first")
-    if a.ndim == 3: a = _channels_last(a)
+    if a.ndim == 3: a = _channels_last(a, name)
     if a.ndim != 2 and not (a.ndim == 3 and a.shape[2] == 3) or 0 in a.shape:
         raise UserError(f"{name}: array of shape {np.shape(array)}; expected (H, W), (H, W, 3) or (1 or 3, H, W), one image at a time")
+    if a.dtype.itemsize > 2 and a.dtype != np.float32:
+        with np.errstate(over="ignore"): a = a.astype(np.float32)
     if a.dtype.kind == "f" and not np.isfinite(a).all():
         raise UserError(f"{name}: {(~np.isfinite(a)).sum():,} pixels are NaN or infinite; expected finite values, so replace them (by the image's mean, say)")
-    return a.astype(np.uint8) if a.dtype.kind == "b" else a.astype(np.float32) if a.dtype.itemsize > 2 and a.dtype != np.float32 else a
+    return a.astype(np.uint8) if a.dtype.kind == "b" else a
 
 def _channels_last(
     a: np.ndarray, # three axes
+    name: str, # for messages
 ) -> np.ndarray: # (H, W), (H, W, 3), or `a` as it is
-    "Channels moved to the end, a single channel and alpha dropped."
+    "Channels moved to the end; an axis of one channel and an alpha channel of one value dropped."
     if a.shape[2] > 4 and a.shape[0] in (1, 3): a = np.moveaxis(a, 0, 2)
-    if a.shape[2] in (1, 2): return a[..., 0]
-    return a[..., :3] if a.shape[2] == 4 else a
+    if a.shape[2] == 1: return a[..., 0]
+    if a.shape[2] != 4: return a
+    if a[..., 3].min() == a[..., 3].max(): return a[..., :3]
+    raise UserError(f"{name}: four channels, the last with values from {a[..., 3].min():g} to {a[..., 3].max():g}; expected one or three, "
+                    "so pass the first three (array[..., :3]) if the last is transparency, or the channels that are meant")
 
 # %% ../../nbs/data/02_images.ipynb #745e1981
 @dataclass(frozen=True)
@@ -267,6 +273,7 @@ def from_arrays(
     ids: Sequence[str] | None = None, # names; numbered if None
     groups: Sequence[str] | None = None, # what must stay together; the ids if None
     name: str = "images", # of the set, for messages
+    n_classes: int = 2, # background included; more if the masks hold class ids above 1
 ) -> ImageSet:
     "Arrays as an `ImageSet`; raises `UserError` where lengths, sizes or values do not fit."
     n = len(images)
@@ -278,7 +285,7 @@ def from_arrays(
     items = [Item(id, r.shape[:2], partial(_given, r), None if t is None else partial(_given, t), str(g))
              for id, r, t, g in zip(ids, raws, targets, groups if groups is not None else [""] * n)]
     _check_sizes(items, targets)
-    return ImageSet(items, max([1] + [np.atleast_3d(r).shape[2] for r in raws]), _classes(masks, targets, name), name=name)
+    return ImageSet(items, max([1] + [np.atleast_3d(r).shape[2] for r in raws]), _classes(masks, dict(zip(ids, targets)), name, n_classes), name=name)
 
 def _given(array: np.ndarray) -> np.ndarray: return array
 
@@ -287,14 +294,27 @@ def _check_sizes(items: list[Item], targets: list):
         if t is not None and t.shape != i.shape:
             raise UserError(f"{i.id}: image of {_by(i.shape)} but mask of {_by(t.shape)} px; expected the same size, so check which mask belongs to it")
 
-def _classes(masks: Sequence | None, targets: list, name: str) -> int:
-    "Number of classes, at least 2; refuses masks of 0 and 255 only, in which 255 cannot be told from foreground."
-    seen = np.zeros(256, bool)
-    for t in targets:
-        if t is not None: seen |= np.bincount(t.ravel(), minlength=256) > 0
-    if seen[255] and not seen[1:255].any() and not any(np.min(m) < 0 for m in masks if m is not None):
-        raise UserError(f"{name}: masks hold no value but 0 and 255, and 255 means ignore; if it is your foreground pass masks == 255, if it is to be ignored write -1 instead")
-    return max(2, int(np.flatnonzero(seen[:255]).max(initial=1)) + 1)
+def _classes(masks: Sequence | None, targets: Mapping, name: str, n_classes: int) -> int:
+    "`n_classes`; refuses ids beyond it, and masks in which 255 cannot be told from foreground."
+    if not 2 <= n_classes <= 255: raise UserError(f"{name}: n_classes is {n_classes}; expected 2 to 255, the background included")
+    seen = {id: set(np.flatnonzero(np.bincount(t.ravel(), minlength=256)).tolist()) for id, t in targets.items() if t is not None}
+    top = {id: max(v - {255}, default=0) for id, v in seen.items()}
+    if wide := [id for id in top if top[id] >= n_classes]: raise UserError(
+        f"{name}: mask of {wide[0]} holds the value {top[wide[0]]}, with n_classes={n_classes}; expected class ids below {n_classes}, or -1 to ignore, "
+        f"so pass n_classes={max(top.values()) + 1} if they are class ids, or mask > 0 if each object has a number of its own")
+    _tell_255(dict(zip(targets, masks if masks is not None else [])), seen, name)
+    return n_classes
+
+def _tell_255(masks: Mapping, seen: Mapping, name: str) -> None:
+    "`UserError` where 255 may be foreground: no mask but those of 0 and 255, or some of these beside others, and none holds both 255 and an id."
+    plain = {id: v for id, v in seen.items() if 255 in v and not np.min(masks[id]) < 0} # ignored pixels that were written as 255
+    if not plain or any(v & {*range(1, 255)} for v in plain.values()): return
+    others = [id for id, v in seen.items() if id not in plain and v & {*range(1, 255)} or np.min(masks[id]) < 0]
+    if not others: raise UserError(
+        f"{name}: masks hold no value but 0 and 255, and 255 means ignore; if it is your foreground pass masks == 255, if it is to be ignored write -1 instead")
+    if white := [id for id, v in plain.items() if 0 in v]: raise UserError( # a mask of nothing but 255 is one without any label
+        f"{name}: mask of {white[0]} holds 255, that of {others[0]} ids or -1, and none holds both 255 and an id; is 255 foreground, or to be ignored? "
+        "Pass mask == 255 for the first if it is foreground, or write -1 for what is to be ignored")
 
 # %% ../../nbs/data/02_images.ipynb #efdadee9
 @dataclass(frozen=True)

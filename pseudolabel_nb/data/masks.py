@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BOX_SHAPES', 'CONVENTIONS', 'draw_box', 'boxes_to_mask', 'box_problem', 'box_sticks_out', 'polygon_problem',
            'polygons_to_mask', 'run_lengths', 'rle_problem', 'rle_to_mask', 'threshold_mask', 'decide_convention',
-           'apply_convention', 'one_channel']
+           'common_convention', 'apply_convention', 'one_channel']
 
 # %% ../../nbs/data/00_masks.ipynb #a3d3f770
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ def rle_to_mask(
     return coco.decode(coco.frPyObjects({"size": rle["size"], "counts": run_lengths(rle["counts"])}, *rle["size"]))
 
 # %% ../../nbs/data/00_masks.ipynb #d064c49a
-CONVENTIONS = {"0/1": {0: 0, 1: 1}, "0/255": {0: 0, 255: 1}, "0/1/255": {0: 0, 1: 1, 255: 255}, "threshold": None, "nonzero": None, "classes": None}
+CONVENTIONS = {"0/1": {0: 0, 1: 1}, "0/255": {0: 0, 255: 1}, "0/1/255": {0: 0, 1: 1, 255: 255, -1: 255}, "threshold": None, "nonzero": None, "classes": None}
 
 def threshold_mask(
     raw: np.ndarray, # (H, W), an integer type
@@ -157,6 +157,19 @@ def decide_convention(
     "The convention that these values tell, if they do."
     return next((name for name in ("0/1", "0/255", "0/1/255") if values <= set(CONVENTIONS[name])), "")
 
+def common_convention(
+    seen: Mapping[str, set], # the values of each mask looked at, by a name for messages
+) -> str: # as `decide_convention` gives it
+    "The convention of several masks; raises `UserError` where 255 is foreground in some of them, or ignored, and nothing tells which."
+    name = decide_convention(set().union(*seen.values()))
+    if name != "0/1/255" or any({1, 255} <= v for v in seen.values()): return name
+    white = next((n for n, v in seen.items() if 255 in v), None)
+    other = next((n for n, v in seen.items() if v & {1, -1}), None)
+    if white is None: return name
+    raise UserError(f"{white} holds 255 and {other} holds {1 if 1 in seen[other] else -1}, and no mask holds both 1 and 255: "
+                    'is 255 foreground, or to be ignored? Pass mask_values="nonzero" if 1 and 255 are both foreground, '
+                    '"0/1/255" if 255 is to be ignored, or save all masks alike')
+
 def apply_convention(
     raw: np.ndarray, # (H, W), or (H, W, 3) with equal channels
     convention: str, # a name in `CONVENTIONS`
@@ -166,19 +179,20 @@ def apply_convention(
     "A mask file's values as target; raises `UserError` for a value outside the convention."
     raw = one_channel(raw, name)
     known = lookup(CONVENTIONS, convention, "mask convention")
-    if convention == "threshold": return threshold_mask(raw)
-    if convention == "nonzero": return (raw > 0).astype(np.uint8)
-    allowed = known or {v: v for v in [*range(min(n_classes, 255)), 255]}
+    if convention in ("threshold", "nonzero"):
+        return np.where(raw == -1, np.uint8(255), threshold_mask(raw) if convention == "threshold" else raw != 0).astype(np.uint8)
+    allowed = known or {**{v: v for v in [*range(min(n_classes, 255)), 255]}, -1: 255}
     values = np.unique(raw)
     if odd := [v for v in values.tolist() if v not in allowed]:
         raise UserError(f"{name}: mask holds the value {odd[0]:g}; expected {_list(allowed)} (convention {convention}, found in the masks looked at first); "
                         f"pass mask_values as one of {', '.join(CONVENTIONS)}, or mend the mask")
-    return np.array([allowed[v] for v in values.tolist()], np.uint8)[np.searchsorted(values, raw)] if known and convention != "0/1" else raw.astype(np.uint8)
+    if values[0] >= 0 and all(allowed[v] == v for v in values.tolist()): return raw.astype(np.uint8)
+    return np.array([allowed[v] for v in values.tolist()], np.uint8)[np.searchsorted(values, raw)]
 
 def one_channel(raw: np.ndarray, name: str) -> np.ndarray:
     "A gray mask saved as RGB, as (H, W); raises `UserError` for a colored one."
     if raw.ndim == 2: return raw
-    if (raw[..., :1] == raw).all(): return raw[..., 0]
+    if raw.shape[-1] in (1, 3) and (raw[..., :1] == raw).all(): return raw[..., 0]
     raise UserError(f"{name}: mask in colors; expected one gray value a pixel, so save class ids in a single channel")
 
 def _list(allowed: dict) -> str:

@@ -72,9 +72,10 @@ def _raw_header(path: Path):
         raise UserError(f"{path}: cannot be read as MRC ({' '.join(str(e).split())[:100]}); expected a header of 1,024 bytes, so the file is truncated or of another kind: copy it again") from None
 
 def _unsigned(header) -> bool:
-    "Does IMOD's stamp say that bytes have no sign?"
+    "Do bytes have no sign? IMOD's stamp says so; without it, the least and largest value do, where bytes with a sign cannot hold them."
     stamp, flags = np.frombuffer(header.tobytes(), header.mode.dtype, 2, 152)
-    return stamp == _IMOD and not flags & 1
+    low, high = float(header.dmin), float(header.dmax)
+    return not flags & 1 if stamp == _IMOD else 0 <= low <= high <= 255 and high > 127
 
 def _check_size(path: Path, header: MrcHeader) -> None:
     "`UserError` unless the file has as many bytes as its header says."

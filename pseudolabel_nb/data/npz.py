@@ -16,7 +16,7 @@ import numpy as np
 from ..core import UserError, lookup
 from .files import MAX_PIXELS
 from .images import Cache, Item
-from .masks import CONVENTIONS, apply_convention, decide_convention
+from .masks import CONVENTIONS, apply_convention, common_convention
 from .zarr_store import zarr_arrays, zarr_headers
 
 # %% ../../nbs/data/04_npz.ipynb #77f69c61
@@ -106,28 +106,30 @@ def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int]:
     if len(shape) == 3: return shape[1:], 1
     if len(shape) != 4: return None, 1
     if shape[3] > 4 and shape[1] in (1, 3): return shape[2:], shape[1]
-    return (shape[1:3], 3 if shape[3] > 2 else 1) if shape[3] <= 4 else (None, 1)
+    return (shape[1:3], 3 if shape[3] > 2 else 1) if shape[3] in (1, 3, 4) else (None, 1)
 
-def _seen(cache: Cache, path: Path, n: int, size: tuple[int, int], at_once: int = 2**26) -> set: # pixels at once
-    "The values in a file's masks."
+def _seen(cache: Cache, path: Path, n: int, size: tuple[int, int], at_once: int = 2**26) -> dict[str, set]: # pixels at once
+    "The values in each of a file's masks, by a name for messages."
     some = max(1, at_once // (size[0] * size[1]))
-    return {v for k in range(0, n, some) for v in np.unique(_some(cache, path, "masks", slice(k, k + some))).tolist()}
+    read = (mask for k in range(0, n, some) for mask in _some(cache, path, "masks", slice(k, k + some)))
+    return {f"{path}, mask {k},": set(np.unique(mask).tolist()) for k, mask in enumerate(read)}
 
 def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> tuple[str, int, str]:
     "Convention, number of classes, note: from the values of all masks, which are decompressed once for it."
-    seen = {v for f, (n, size, _) in shapes.items() for v in _seen(cache, f, n, size)}
+    each = {name: v for f, (n, size, _) in shapes.items() for name, v in _seen(cache, f, n, size).items()}
+    seen = set().union(*each.values())
     ids = {255 if v == -1 else v for v in seen}
     if multiclass and (odd := [v for v in ids if not (0 <= v <= 255 and v == int(v))]): raise UserError(f"{next(iter(shapes))}: masks hold the value {odd[0]:g}; expected class ids 0 to 254, -1 or 255 to ignore, so save the masks so")
     if multiclass: return "classes", max([2, *(int(v) + 1 for v in ids if v != 255)]), "masks: values read as class ids, -1 and 255 = ignore"
-    name = mask_values if mask_values != "auto" else "0/1/255" if -1 in seen and ids <= {0, 1, 255} else decide_convention(ids)
+    name = mask_values if mask_values != "auto" else common_convention(each)
     if not name:
         values = ", ".join(f"{v:g}" for v in sorted(seen)[:6])
-        raise UserError(f"{next(iter(shapes))}: masks hold the values {values}{', …' * (len(seen) > 6)}; expected 0 and 1 with -1 or 255 to ignore, or 0 and 255; pass mask_values as one of {', '.join(CONVENTIONS)}, or multiclass=True")
+        raise UserError(f"{next(iter(shapes))}: masks hold the values {values}{', …' * (len(seen) > 6)}; expected 0 and 1 with -1 or 255 to ignore, or 0 and 255; "
+                        f"pass mask_values as one of {', '.join(CONVENTIONS)} (nonzero, if each object has a number of its own), or multiclass=True for class ids")
     lookup(CONVENTIONS, name, "mask convention")
     return name, 2, f"masks: read as {name}" + (", -1 = ignore" if -1 in seen else "")
 
 def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return _some(cache, path, "images", k)
 
 def _mask(cache: Cache, path: Path, k: int, shape: tuple[int, int], convention: str, n_classes: int) -> np.ndarray:
-    raw = _some(cache, path, "masks", k).reshape(shape)
-    return apply_convention(np.where(raw == -1, np.float32(255), raw) if raw.dtype.kind in "if" else raw, convention, f"{path}, mask {k}", n_classes)
+    return apply_convention(_some(cache, path, "masks", k).reshape(shape), convention, f"{path}, mask {k}", n_classes)

@@ -18,9 +18,10 @@ import numpy as np
 
 from ..core import UserError, first_of, lookup, progress
 from .coco import category_names, class_table, coco_items, read_document, tally_note
-from .files import Header, image_files, is_mrc, read_header, read_pixels
+from .files import (TURNED, Header, image_files, mask_numbers, read_header, read_pixels, remark_notes, same_name,
+                                       seg_files)
 from .images import Cache, Data, HiddenLabels, ImageSet, Item, from_arrays
-from .masks import BOX_SHAPES, CONVENTIONS, apply_convention, decide_convention, one_channel
+from .masks import BOX_SHAPES, CONVENTIONS, apply_convention, common_convention
 from .npz import npz_items
 
 # %% ../../nbs/data/05_sources.ipynb #8771f71b
@@ -103,6 +104,7 @@ def _file(path: Path) -> Part:
 def _where(part: Part) -> str: return (part.files + part.folders)[0].name if part.kind == "coco" else str((part.folders + part.files)[0])
 
 def _nothing(path: Path) -> str:
+    seg_files(path)
     inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if not p.name.startswith("."))
     found = ", ".join(inside[:6]) + (f" and {len(inside) - 6:,} more" if len(inside) > 6 else "") or "nothing"
     return (f"{path}: no data set recognized; found {found}; looked for train/_annotations.coco.json, annotations/instances_train.json with images/train/ or train/, "
@@ -116,6 +118,7 @@ def mask_items(
     "Pairs of image and mask; raises `UserError` for one without the other, two with one name, or different sizes."
     images, masks = _keyed(part.folders[0], False), _keyed(part.files[0], True)
     alone = sorted(set(images) ^ set(masks))
+    if alone: seg_files(part.files[0], part.folders[0])
     if not images: raise UserError(f"{part.folders[0]}: no PNG, JPG, TIFF or MRC images; expected at least one, so check the folder")
     if alone and on_invalid != "skip":
         p, other = (images[alone[0]], "mask") if alone[0] in images else (masks[alone[0]], "image")
@@ -124,10 +127,15 @@ def mask_items(
     pairs, channels = [], 1
     for key in progress(sorted(set(images) & set(masks)), desc=f"headers in {part.folders[0].name}"):
         header, other = read_header(images[key], stack=True), read_header(masks[key], stack=True)
+        if header.shape != other.shape and header.shape == other.shape[::-1] and (TURNED in header.remarks) != (TURNED in other.remarks):
+            lying = images[key] if TURNED in header.remarks else masks[key]
+            raise UserError(f"{masks[key]}: mask of {other.shape[0]} × {other.shape[1]} px, its image has {header.shape[0]} × {header.shape[1]}, "
+                            f"since {lying.name} {TURNED}; expected both turned or none, so export the masks as the images are shown, "
+                            "or remove the tag from the images if the masks were drawn on the pixels as stored (exiftool -Orientation= FILE)")
         if header.shape != other.shape:
             raise UserError(f"{masks[key]}: mask of {other.shape[0]} × {other.shape[1]} px, its image has {header.shape[0]} × {header.shape[1]}; expected the same size, so export the mask again (do not stretch it)")
         if header.images != other.images: raise UserError(f"{masks[key]}: {other.images} masks, {images[key].name} has {header.images} images; expected as many, so export a mask for each")
-        pairs += [(id, header, images[key], masks[key], k) for id, k in _places(images[key], part.folders[0], header)]
+        pairs += [(id, header.with_mask(other), images[key], masks[key], k) for id, k in _places(images[key], part.folders[0], header)]
         channels = max(channels, header.channels)
     if not pairs: raise UserError(f"{part.folders[0]}: no image has a mask of its name in {part.files[0]}; expected a.png with a.png or a_mask.png, so rename the masks")
     return pairs, channels, len(alone)
@@ -143,7 +151,7 @@ def _keyed(folder: Path, masks: bool) -> dict[str, Path]:
     together = any(folder.glob("*_mask.*"))
     for p in image_files(folder):
         if together and p.stem.endswith("_mask") != masks: continue
-        key = p.relative_to(folder).with_suffix("").as_posix().removesuffix("_mask")
+        key = same_name(p.relative_to(folder).with_suffix("").as_posix().removesuffix("_mask"))
         if key in found: raise UserError(f"{p}: same name as {found[key].name}; expected one file for {key}, so rename or remove one")
         found[key] = p
     return found
@@ -161,30 +169,31 @@ def decide(
         lookup(CONVENTIONS, mask_values, "mask convention")
         return mask_values, 2, f"masks: read as {mask_values}, as asked"
     first = masks[::max(1, -(-len(masks) // look))]
-    seen: set = set()
+    seen: dict[str, set] = {}
     for n, path in enumerate([*first, *masks]):
-        if n >= len(first) and seen - {0}: break
-        seen |= _values(path)
-    name = decide_convention(seen)
-    if not name: raise UserError(f"{first[0]} and {len(first) - 1} other masks hold the values {_some(seen)}; expected 0 and 1, 0 and 255, or 0, 1 and 255 (ignore); "
-                                 f"pass mask_values as one of {', '.join(CONVENTIONS)}, or multiclass=True for class ids")
+        if n >= len(first) and set().union(*seen.values()) - {0}: break
+        if str(path) not in seen: seen[str(path)] = _values(path)
+    name = common_convention(seen)
+    if not name: raise UserError(f"{first[0]} and {len(first) - 1} other masks hold the values {_some(set().union(*seen.values()))}; expected 0 and 1, 0 and 255, or 0, 1 and 255 (ignore); "
+                                 f"pass mask_values as one of {', '.join(CONVENTIONS)} (nonzero, if each object has a number of its own), or multiclass=True for class ids")
     jpg = sum(map(_is_jpg, masks))
     text = f"{name} read as background/foreground{'/ignore' * (name == '0/1/255')}"
     return name, 2, f"masks: {text if jpg < len(masks) else 'JPG, foreground is > 127'}" + (f"; {jpg:,} JPG masks by > 127" if 0 < jpg < len(masks) else "")
 
 def _decide_classes(masks: Sequence[Path]) -> tuple[str, int, str]:
     if jpg := [m for m in masks if _is_jpg(m)]: raise UserError(f"{jpg[0]}: class ids in a JPG; compression changes them, so save masks as PNG")
-    seen = set().union(*(_values(m) for m in progress(masks, desc="classes in masks"))) - {255}
+    seen = set().union(*(_values(m, classes=True) for m in progress(masks, desc="classes in masks"))) - {255, -1}
     if not all(float(v).is_integer() and 0 <= v < 255 for v in seen): raise UserError(f"{masks[0].parent}: masks hold the values {_some(seen)}; expected class ids 0 to 254, and 255 to ignore; save the masks so")
     n = max(2, int(max(seen, default=0)) + 1)
     return "classes", n, f"masks: values read as {n} classes, 255 = ignore"
 
 def _is_jpg(path: Path) -> bool: return path.suffix.lower() in (".jpg", ".jpeg")
 
-def _values(path: Path) -> set:
-    if is_mrc(path): return set().union(*(np.unique(_unsigned(read_pixels(path, indices=True, image=k))).tolist() for k in range(read_header(path, stack=True).images)))
-    raw = one_channel(read_pixels(path, indices=True), str(path))
-    if not _is_jpg(path): return set(np.unique(raw).tolist())
+def _values(path: Path, classes: bool = False) -> set:
+    "The values in a mask file, of all its pages."
+    pages = (mask_numbers(path, k, classes) for k in range(read_header(path, stack=True).images))
+    if not _is_jpg(path): return set().union(*(np.unique(page).tolist() for page in pages))
+    raw = next(pages)
     if 0 < raw.max() <= 127: raise UserError(f"{path}: JPG mask whose brightest value is {raw.max()}; expected 0 and 255, so save masks as PNG, or pass mask_values=\"threshold\"")
     return {0, 255} if raw.max() > 127 else {0}
 
@@ -192,13 +201,9 @@ def _some(values: set) -> str:
     v = [f"{x:g}" for x in sorted(values)]
     return ", ".join(v if len(v) < 7 else [*v[:4], "…", v[-1]])
 
-def _unsigned(raw: np.ndarray) -> np.ndarray:
-    "MRC's bytes have a sign: 255 was written, -1 is read."
-    return raw.view(np.uint8) if raw.dtype == np.int8 else raw
-
 def read_mask(path: Path, convention: str, n_classes: int, image: int = 0) -> np.ndarray: # uint8 (H, W)
     "One mask file, or one image of a stack of masks, as target."
-    raw = _unsigned(read_pixels(path, indices=True, image=image))
+    raw = mask_numbers(path, image, convention == "classes")
     return apply_convention(raw, "threshold" if _is_jpg(path) and convention != "nonzero" else convention, str(path), n_classes)
 
 # %% ../../nbs/data/05_sources.ipynb #96cc56bf
@@ -222,8 +227,8 @@ def csv_groups(
     except UnicodeDecodeError: raise UserError(f"{path}: is not UTF-8; expected text in UTF-8, so save it so (in a spreadsheet: CSV UTF-8)") from None
     except csv.Error as e: raise UserError(f"{path}: is no table ({e}); expected values between commas, so look for a quote that is never closed") from None
     if not rows or not {"image", "group"} <= set(rows[0]): raise UserError(f"{path}: columns {', '.join(map(str, rows[0])) if rows else 'none'}; expected image and group, so name them so in the first line")
-    table = {r["image"]: r["group"] for r in rows}
-    found = [table.get(id) or table.get(Path(id).name) for id in ids]
+    table = {same_name(r["image"]): r["group"] for r in rows}
+    found = [table.get(same_name(id)) or table.get(same_name(Path(id).name)) for id in ids]
     if lost := [id for id, g in zip(ids, found) if not g]: raise UserError(f"{path}: no group for image {first_of(lost)}; expected a line for each image, so add it")
     return found
 
@@ -300,7 +305,8 @@ def _read_masks(parts: dict[str, Part], multiclass: bool, mask_values: str, opti
     convention, n, note = decide(list(dict.fromkeys(m for found, _, _ in pairs.values() for *_, m, _ in found)), mask_values, multiclass)
     sets = {s: ([_item(id, h, i, k, partial(read_mask, m, convention, n, **_at(k))) for id, h, i, m, k in found], channels)
             for s, (found, channels, _) in pairs.items()}
-    return sets, _class_names(n), [note, *(f"{s}: {out:,} file{'s' * (out > 1)} without {'their' if out > 1 else 'its'} image or mask left out" for s, (_, _, out) in pairs.items() if out)]
+    remarks = remark_notes({i: h for found, _, _ in pairs.values() for _, h, i, _, _ in found}.values())
+    return sets, _class_names(n), [note, *remarks, *(f"{s}: {out:,} file{'s' * (out > 1)} without {'their' if out > 1 else 'its'} image or mask left out" for s, (_, _, out) in pairs.items() if out)]
 
 def _read_npz(parts: dict[str, Part], multiclass: bool, mask_values: str, options: dict):
     sets, n, note = npz_items({s: p.files for s, p in parts.items()}, mask_values, multiclass, cache=options["cache"])

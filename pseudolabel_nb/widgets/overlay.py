@@ -30,11 +30,18 @@ STYLES = { # meaning: (color, fill opacity, hatch, line style)
 LEVELS = {0.5: ":", 0.7: "--", 0.9: "-"} # probability: line style of its contour
 
 # %% ../../nbs/widgets/00_overlay.ipynb #ad616284
+def _array(
+    values, # an array, or a tensor on any device
+) -> np.ndarray:
+    "`values` as an array; of a tensor, without its gradient."
+    if hasattr(values, "detach"): values = (values.detach().float() if values.is_floating_point() else values.detach()).cpu()
+    return np.asarray(values)
+
 def _gray(
     image: np.ndarray, # (channels, H, W) or (H, W), any range
 ) -> np.ndarray: # (H, W), float
     "One gray channel; raises `UserError` for other shapes."
-    image = np.asarray(image, float)
+    image = np.asarray(_array(image), float)
     if image.ndim == 3 and image.shape[0] in (1, 3): image = image.mean(0)
     if image.ndim != 2 or min(image.shape) < 2:
         raise UserError(f"image has shape {image.shape}; "
@@ -47,7 +54,7 @@ def _fit(
     what: str,
 ) -> np.ndarray:
     "`values` as an array; raises `UserError` unless it has the image's size."
-    values = np.asarray(values)
+    values = _array(values)
     if values.ndim == 3 and values.shape[0] == 1: values = values[0]
     if values.shape != shape:
         raise UserError(f"{what} has shape {values.shape}, the image {shape}; "
@@ -65,6 +72,29 @@ def _shrink(
     if not average: return values[np.ix_(*(np.minimum(at + step // 2, n - 1) for at, n in zip((rows, columns), values.shape)))]
     sums = np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
     return sums / np.outer(np.diff(rows, append=values.shape[0]), np.diff(columns, append=values.shape[1]))
+
+def _class_ids(
+    mask: np.ndarray | None, # (H, W)
+    what: str,
+) -> np.ndarray | None: # uint8
+    "A mask of class ids and 255; raises `UserError` for values that are neither."
+    if mask is None: return None
+    odd = mask[~((mask == np.floor(mask)) & (mask >= -1) & (mask <= 255))]
+    if odd.size: raise UserError(f"{what} holds the value {odd.flat[0]:g}; expected class ids 0, 1, …, or 255 (or -1) for ignored pixels, "
+                                 "so threshold it first, or pass probabilities as probs")
+    return np.where(mask == -1, 255, mask).astype(np.uint8)
+
+def _check_white(
+    mask: np.ndarray | None, # (H, W), uint8
+    truth: np.ndarray | None, # (H, W), uint8
+) -> None:
+    "`UserError` where 255, which means ignored, stands where the other mask has its foreground."
+    for one, other, what in ((mask, truth, "mask"), (truth, mask, "truth")):
+        if one is None or other is None or ((one > 0) & (one < 255)).any(): continue
+        white, foreground = one == 255, (other > 0) & (other < 255)
+        if (white & foreground).sum() > 0.5 * (white | foreground).sum(): raise UserError(
+            f"{what} holds 0 and 255 only, and 255 means ignored, but it lies on the foreground of the other; "
+            f"expected class ids, so pass {what} == 255")
 
 # %% ../../nbs/widgets/00_overlay.ipynb #cd1435cd
 def _regions(
@@ -91,6 +121,8 @@ def _caption(
     one = truth if mask is None else mask
     if one is None: return ""
     if mask is not None and truth is not None:
+        if set(np.unique(mask)) == {0, 255} and ((truth > 0) & (truth < 255)).any() and not (truth[mask == 0] > 0).any():
+            return "no F1: the mask holds 0 and 255 only, and 255 is ignored"
         n = 1 + max(int(m[m != 255].max(initial=1)) for m in (mask, truth))
         return str(scores(confusion(mask, truth, n)))
     kept = float((one != 255).mean())
@@ -117,8 +149,11 @@ def _foreground(
     probs: np.ndarray, # float (C, H, W), uint16 as stored without the background (C - 1, H, W), or (H, W) of either kind
 ) -> np.ndarray: # (H, W), in [0, 1]
     "Probability of being foreground: one minus that of class 0, or the sum of the other classes."
-    probs = np.asarray(probs)
+    probs = _array(probs)
     if probs.dtype == np.uint16: return probs.reshape(-1, *probs.shape[-2:]).sum(0) / 65535
+    if not (probs.min() >= -1e-3 and probs.max() <= 1.001): raise UserError(
+        f"probs hold values from {probs.min():g} to {probs.max():g}; expected probabilities from 0 to 1, so pass torch.softmax(logits, 0) "
+        "(torch.sigmoid for one channel), or divide percentages by 100")
     if probs.ndim == 3: return 1 - probs[0] if len(probs) > 1 else probs[0]
     return probs
 
@@ -135,6 +170,8 @@ def _draw(
     image = _gray(image)
     given = {"mask": mask, "probs": None if probs is None else _foreground(probs), "truth": truth}
     given = {k: None if v is None else _fit(v, image.shape, k) for k, v in given.items()}
+    given.update({k: _class_ids(given[k], k) for k in ("mask", "truth")})
+    _check_white(given["mask"], given["truth"])
     step = -(-max(image.shape) // side)
     small = _shrink(image, step, average=True)
     at = tuple(np.arange(n) * step + (step - 1) / 2 for n in small.shape[::-1])
