@@ -132,6 +132,8 @@ class PositiveUnlabeled(Method):
 
     def loss(self, step, batch: StepBatch) -> Tensor:
         "Return L_lab + w · R(P, U, prior), without L_lab where the background of the labels is unknown."
+        if not 0 < step.foreground < 1:
+            raise UserError(f"prior is {step.prior}; expected background and foreground; give the strategy a prior, such as prior=0.04")
         on_labeled, on_unlabeled = step.student(batch.labeled.images, batch.unlabeled.images)
         marked, unlabeled = positives(foreground_scores(on_labeled), batch.labeled), foreground_scores(on_unlabeled)
         risk = self.weight * lookup(risks, self.risk, "risk")(marked, unlabeled.flatten(), step.foreground)
