@@ -24,7 +24,7 @@ class Stored:
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = { # what the values of EXIF's orientation tag ask for
     2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a)}
+    6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}
 
 def turn(
     pixels: np.ndarray, # (H, W, ...)
