@@ -62,7 +62,7 @@ check-docs: browser $(VENV)/.installed-docs
 	$(BIN)/python tools/check_docs.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python tools/bench.py
+	$(BIN)/python nbs/benchmarks/bench.py
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab nbs

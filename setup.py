@@ -28,7 +28,7 @@ setup(
     classifiers=lines(about["classifiers"]),
     python_requires=f">={about['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: ["py.typed", "experiments/report_template.ipynb"]},
+    package_data={name: ["py.typed", "experiments/report_template.ipynb", "diagnostics/trials.csv"]},
     install_requires=lines(about["requirements"]),
     extras_require={extra: lines(extras[extra]) for extra in extras if extra not in config.defaults()},
     entry_points={"console_scripts": lines(about["console_scripts"]), "nbdev": [f"{name} = {name}._modidx:d"]},

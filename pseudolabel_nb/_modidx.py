@@ -1038,6 +1038,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'pseudolabel_nb/diagnostics/expectations.py'),
                                                          'pseudolabel_nb.diagnostics.expectations.expectations': ( 'diagnostics/expectations.html#expectations',
                                                                                                                    'pseudolabel_nb/diagnostics/expectations.py'),
+                                                         'pseudolabel_nb.diagnostics.expectations.read_trials': ( 'diagnostics/expectations.html#read_trials',
+                                                                                                                  'pseudolabel_nb/diagnostics/expectations.py'),
                                                          'pseudolabel_nb.diagnostics.expectations.run_cost': ( 'diagnostics/expectations.html#run_cost',
                                                                                                                'pseudolabel_nb/diagnostics/expectations.py')},
             'pseudolabel_nb.diagnostics.expected_quality': { 'pseudolabel_nb.diagnostics.expected_quality._of_background': ( 'diagnostics/expected_quality.html#_of_background',

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools")) # `browsing`, which the tools that take pictures use as well
 
 
 def discs(n: int, seed: int, size: int = 24):
@@ -22,8 +23,9 @@ def discs(n: int, seed: int, size: int = 24):
 
 @contextmanager
 def tool_module(name: str):
-    "tools/NAME.py as a module, inside the block."
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
+    "NAME.py of the tools, or of the benchmarks, as a module, inside the block."
+    path = next(p for p in (ROOT / "tools" / f"{name}.py", ROOT / "nbs/benchmarks" / f"{name}.py") if p.exists())
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", path)
     made = importlib.util.module_from_spec(spec)
     sys.modules[made.__name__] = made # dataclasses look their module up
     spec.loader.exec_module(made)

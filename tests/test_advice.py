@@ -22,7 +22,7 @@ RESULTS = ROOT / "nbs" / "benchmarks" / "results"
 
 @pytest.fixture(scope="module")
 def tool():
-    "tools/advice.py as a module."
+    "nbs/benchmarks/advice.py as a module."
     with tool_module("advice") as made: yield made
 
 
@@ -33,10 +33,10 @@ def test_expectations_are_the_committed_results(tool):
     key = lambda t: (t.data, t.ratio, t.steps, t.seeds, tuple(sorted(t.gains)))
     made = {key(t): t for t in tool.trials_of(tool.read_cells())}
     for t in trials:
-        assert key(t) in made, "python tools/advice.py --table prints what the files say now"
+        assert key(t) in made, "python nbs/benchmarks/advice.py --table writes what the files say now"
         found = made.pop(key(t))
         assert all(found.gains[k] == pytest.approx(v, abs=5e-5) for k, v in t.gains.items())
-    assert not [key for key, t in made.items() if t.gains], "results that the table of expectations does not have yet; python tools/advice.py --table prints it"
+    assert not [key for key, t in made.items() if t.gains], "results that the table of expectations does not have yet; python nbs/benchmarks/advice.py --table writes it"
 
 
 def test_a_changed_result_would_be_seen(tool, tmp_path):
@@ -123,7 +123,7 @@ def test_a_sweep_and_a_single_run_are_advised_on(swept):
 
 def test_the_committed_judgement_is_up_to_date(tool):
     with open(RESULTS / "advice.csv", newline="") as f: committed = list(csv.DictReader(f))
-    assert committed == [{k: str(v) for k, v in row.items()} for row in tool.judge_all()], "run python tools/advice.py"
+    assert committed == [{k: str(v) for k, v in row.items()} for row in tool.judge_all()], "run python nbs/benchmarks/advice.py"
     assert tuple(committed[0]) == tool.COLUMNS
 
 

@@ -33,7 +33,7 @@ def check(path) -> None:
 
 def test_the_benchmark_writes_its_table(tmp_path):
     out = tmp_path / "speed.csv"
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "bench.py"), "--quick", "--threads", "1", "--out", str(out)],
+    done = subprocess.run([sys.executable, str(ROOT / "nbs" / "benchmarks" / "bench.py"), "--quick", "--threads", "1", "--out", str(out)],
                           capture_output=True, text=True, timeout=240, env=dict(os.environ, OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr
     check(out)

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 from browsing import keep_screenshot, notebook, open_notebook, run_notebook, save, shut_down, theme, watched, without_panels
-from test_compare import line, write_run
+from written_runs import line, write_run
 
 from pseudolabel_nb.core import random_stream
 from pseudolabel_nb.widgets.comparer_state import ComparerState

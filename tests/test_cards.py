@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import discs
 from IPython.lib.pretty import pretty
-from test_compare import write_run
+from written_runs import write_run
 
 import pseudolabel_nb as pnb
 from pseudolabel_nb.diagnostics.advice import rank_strategies

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_compare import states, write_run
+from test_compare import states
+from written_runs import write_run
 
 from pseudolabel_nb.core import UserError
 from pseudolabel_nb.data.synthetic import micrographs

@@ -182,7 +182,7 @@ def test_latency_and_memory(tmp_path):
             view.sliders[1].value = 0.3 + 0.6 * (k * 37 % 101) / 100
             return time.perf_counter() - start
         for k in range(10): move(k)
-        assert np.median([move(k) for k in range(30)]) < 0.5 # the aim is 0.05; measured, on a quiet machine, by tools/latency.py
+        assert np.median([move(k) for k in range(30)]) < 0.5 # the aim is 0.05; measured, on a quiet machine, by nbs/benchmarks/latency.py
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         for k in range(200): move(k)

@@ -14,7 +14,7 @@ TINY = dict(batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluati
 
 @pytest.fixture(scope="module")
 def tool():
-    "tools/study.py as a module."
+    "nbs/benchmarks/study.py as a module."
     with tool_module("study") as made: yield made
 
 

@@ -43,7 +43,7 @@ def test_writes_into_a_folder_of_its_own(path):
 
 
 def test_measured_times_are_short():
-    "Only tutorials that are there have a row; `python tools/tutorials.py` measures."
+    "Only tutorials that are there have a row; `python nbs/benchmarks/tutorials.py` measures."
     with open(TIMES, newline="") as f: times = {row["tutorial"]: float(row["cpu_seconds"]) for row in csv.DictReader(line for line in f if not line.startswith("#"))}
     assert times and times.keys() <= {p.stem for p in TUTORIALS}
     assert max(times.values()) < 180

@@ -3,7 +3,7 @@ import argparse, io, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tools"))
 from browsing import chromium_browser, jupyterlab, notebook, run_notebook, watched, without_panels
 
 CODE = """

@@ -1,6 +1,6 @@
 """How good is the expected quality of pseudo-labels? Train short supervised teachers, estimate, and look at the hidden labels.
 
-python tools/expected_quality.py [--data FOLDER] [--seeds 0,1,2] [--steps 400] [--work FOLDER] [--out nbs/benchmarks/results/expected_quality.csv]
+python nbs/benchmarks/expected_quality.py [--data FOLDER] [--seeds 0,1,2] [--steps 400] [--work FOLDER] [--out nbs/benchmarks/results/expected_quality.csv]
 
 FOLDER holds vnc_mito, dsb2018 and ldc_cells; without it, only the built-in micrographs are used. A teacher that is in --work already is not trained again.
 """

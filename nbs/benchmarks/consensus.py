@@ -1,7 +1,7 @@
 """Three pickers on the micrographs of EMPIAR-10017, and what a network learns from them.
 
-    python tools/consensus.py DATA/empiar_10017             writes consensus.csv: pickers and rules against the masks
-    python tools/consensus.py DATA/empiar_10017 --train     writes training.csv as well: networks trained on a consensus, and on labels
+    python nbs/benchmarks/consensus.py DATA/empiar_10017             writes consensus.csv: pickers and rules against the masks
+    python nbs/benchmarks/consensus.py DATA/empiar_10017 --train     writes training.csv as well: networks trained on a consensus, and on labels
 
 DATA/empiar_10017 holds images/, masks/ and picks/PICKER/*.box; one micrograph's particles in a .star. The masks serve to score, and for the baselines.
 """
@@ -25,7 +25,7 @@ from pseudolabel_nb.inference.predictions import levels
 from pseudolabel_nb.measures.metrics import all_foreground_f1, confusion, scores
 from pseudolabel_nb.measures.particles import match_picks, particle_scores
 
-OUT = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "empiar_10017"
+OUT = Path(__file__).resolve().parent / "results" / "empiar_10017"
 DIAMETER = 108 # px, of β-galactosidase on these micrographs
 RULES = ("majority", "weighted", "unanimous")
 LONGEST, STEPS, SEEDS = 512, 300, (0, 1, 2) # of the training

@@ -1,7 +1,7 @@
 """One sweep done five ways and compared: one process, two worker processes, two killed and resumed, Dask, Dask killed and resumed. Then a smaller one, timed.
 
-    python tools/sweeps.py DATA_DIR --work FOLDER               about an hour for dsb2018
-    python tools/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 5 minutes, on a machine that does nothing else
+    python nbs/benchmarks/sweeps.py DATA_DIR --work FOLDER               about an hour for dsb2018
+    python nbs/benchmarks/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 5 minutes, on a machine that does nothing else
 
 DATA_DIR holds the splits. What is done is not repeated, so an interrupted call is simply given again. Written to nbs/benchmarks/results/sweep/:
 ways.csv, times.csv, and results.csv, summary.csv of the first way.
@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "nbs" / "benchmarks" / "results" / "sweep"
 WHOLE = "--labeled-ratios 0.05,0.10 --strategy limited,class_balanced,pu --seeds 0,1,2 --learning-rates 0.003 --steps 300 --threads 1".split()
 SMALL = "--labeled-ratios 0.10 --strategy limited --seeds 0,1,2,3 --learning-rates 0.003 --steps 200 --threads 1".split()

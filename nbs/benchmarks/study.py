@@ -1,9 +1,9 @@
 """The study of what pseudo-labels bring on real images: every run of it, as a row of nbs/benchmarks/results/study/results.csv.
 
-    python tools/study.py DATA --list                                     the arms, what each changes, and what is done
-    python tools/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised;best" --seeds 0-4 --workers 2
-    python tools/study.py DATA --arms best --seeds 100-104 --phase test   the test set, once `best` is frozen
-    python tools/study.py DATA --sets                                     how many images there are, and what calling every pixel foreground would score
+    python nbs/benchmarks/study.py DATA --list                                     the arms, what each changes, and what is done
+    python nbs/benchmarks/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised;best" --seeds 0-4 --workers 2
+    python nbs/benchmarks/study.py DATA --arms best --seeds 100-104 --phase test   the test set, once `best` is frozen
+    python nbs/benchmarks/study.py DATA --sets                                     how many images there are, and what calling every pixel foreground would score
 
 DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted goes on in --work, so a call that
 was stopped is simply given again. Of the validation images a run may look at as many as it has labeled ones, drawn by seed (at most half of them); in
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-ROWS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results" / "study" / "results.csv"
+ROWS = Path(__file__).resolve().parent / "results" / "study" / "results.csv"
 COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,f1_full,gain,gap_closed,best_round,threshold,labeled,chosen_on,scored_on,seconds".split(",")
 DATASETS = ("vnc_mito", "ldc_cells", "dsb2018")
 STEPS = dict(vnc_mito=8000, ldc_cells=4000, dsb2018=4000) # of a run; of short ones, for tuning and ablation, half as many

@@ -1,7 +1,7 @@
 """How long the tutorials take: each notebook of nbs/tutorials is run from top to bottom, in a Python of its own with one thread.
 
-    python tools/tutorials.py                  all of them; writes nbs/benchmarks/results/tutorials.csv
-    python tools/tutorials.py 04_what_is_wrong only these; the other rows stay
+    python nbs/benchmarks/tutorials.py                  all of them; writes nbs/benchmarks/results/tutorials.csv
+    python nbs/benchmarks/tutorials.py 04_what_is_wrong only these; the other rows stay
 
 `seconds` is by the clock, `cpu_seconds` what the notebook and its worker processes computed: on a machine that does other things as well only the second is worth comparing.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS, TIMES = ROOT / "nbs/tutorials", ROOT / "nbs/benchmarks/results/tutorials.csv"
 COLUMNS = "tutorial", "seconds", "cpu_seconds"
 

@@ -1,7 +1,7 @@
 """What the package costs beside the bare network: ratios from one run, printed and written as a table.
 
     make bench            three to five minutes
-    python tools/bench.py --quick --out ratios.csv
+    python nbs/benchmarks/bench.py --quick --out ratios.csv
 
 Two ways of doing the same work are timed in turns, a few dozen batches each, in one process: when the machine is busy, it is busy for both.
 """
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median_low
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 TABLE = ROOT / "nbs" / "benchmarks" / "results" / "speed.csv"
 SIDE, BATCH, LABELED = 256, 4, 0.05 # px; images a batch; share of the images that counts as labeled

@@ -1,7 +1,7 @@
 """Advice against the truth: how far the advised strategy is from the best one, over all results that are committed.
 
-    python tools/advice.py            writes nbs/benchmarks/results/advice.csv
-    python tools/advice.py --table    prints the table of trials that nbs/diagnostics/15_expectations.ipynb holds
+    python nbs/benchmarks/advice.py            writes nbs/benchmarks/results/advice.csv
+    python nbs/benchmarks/advice.py --table    writes pseudolabel_nb/diagnostics/trials.csv, which the package reads
 
 Every results.csv below nbs/benchmarks/results is read, so a new study counts from the moment its file lies there. What a strategy is expected to
 bring on a data set is taken from the other data sets alone.
@@ -18,7 +18,8 @@ from pseudolabel_nb.diagnostics.expectations import Trial, expectations
 from pseudolabel_nb.diagnostics.rules import Examined, apply_rules
 from pseudolabel_nb.strategies.strategy import strategies, strategy
 
-RESULTS = Path(__file__).resolve().parents[1] / "nbs" / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
+TRIALS = Path(__file__).resolve().parents[2] / "pseudolabel_nb" / "diagnostics" / "trials.csv"
 KNOWN = {"demo": None, "vnc_mito_2000": ("vnc_mito", 2000), "sweep": ("dsb2018", 300), "story": ("micrographs", 1200)} # folder -> data set and steps; None: the first seed of `micrographs` once more
 SAME = {"every": "first"} # a study that adds strategies to the runs of another
 STEPS = 1200 # of a run, where neither file nor folder says otherwise
@@ -77,10 +78,12 @@ def trials_of(cells: list[Cell]) -> tuple[Trial, ...]:
     return tuple(made)
 
 
-def table(cells: list[Cell]) -> str:
-    "The trials as Python."
-    lines = [f"    Trial({t.data!r}, {t.ratio}, {t.steps}, {t.seeds}, dict({', '.join(f'{k}={v}' for k, v in t.gains.items())}))," for t in trials_of(cells)]
-    return "\n".join(["trials = (", *lines, ")"]).replace("'", '"')
+def write_trials(cells: list[Cell], path: Path = TRIALS) -> None:
+    "The trials as the file that the package reads."
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(("data", "labeled_ratio", "steps", "seeds", "strategy", "gain"))
+        writer.writerows((t.data, t.ratio, t.steps, t.seeds, name, gain) for t in trials_of(cells) for name, gain in t.gains.items())
 
 
 def number(row: dict, name: str) -> float:
@@ -119,10 +122,10 @@ def judge_all(folder: Path = RESULTS) -> list[dict]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--table", action="store_true", help="print the trials as Python, and write nothing")
+    p.add_argument("--table", action="store_true", help="write the trials that the package reads, pseudolabel_nb/diagnostics/trials.csv, and nothing else")
     p.add_argument("--out", type=Path, default=RESULTS / "advice.csv")
     a = p.parse_args()
-    if a.table: return print(table(read_cells()))
+    if a.table: return write_trials(read_cells())
     rows = judge_all()
     with open(a.out, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""How long a slider of the explorer takes: from its move to the new picture and figures, over 200 moves.   python tools/latency.py [--out FILE]
+"""How long a slider of the explorer takes: from its move to the new picture and figures, over 200 moves.   python nbs/benchmarks/latency.py [--out FILE]
 
 Times the Python side (state, figures, picture encoded as PNG, all controls set), on made-up predictions of 300 images of 512² and on one image of 4096²;
 what the browser adds to show the picture is not in it. Memory is the growth of the process over 1,000 more moves.

@@ -1,4 +1,4 @@
-"""How much an hour with a widget makes a process grow.   python tools/widget_memory.py [--only CASE ...] [--out FILE]
+"""How much an hour with a widget makes a process grow.   python nbs/benchmarks/widget_memory.py [--only CASE ...] [--out FILE]
 
 An hour is counted in what is done in it, not in waiting: 1,000 moves of the explorer's slider, 200 changes of the comparer's view, 720 looks (one every five seconds) at a folder of runs that go on, and 200 changes of round and image in the stepper.
 Before anything is counted, each is done 50 times, since the first pictures fill caches once. The last case moves the explorer's slider in a real JupyterLab in Chromium, and adds the growth of the page's JavaScript heap.
@@ -6,7 +6,7 @@ Before anything is counted, each is done 50 times, since the first pictures fill
 import argparse, csv, gc, itertools, json, sys, tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("widget", "what is done", "times", "growth_mb", "page_growth_mb")
 
 
@@ -33,9 +33,9 @@ def explorer(folder: Path):
 
 
 def runs(folder: Path) -> Path:
-    "Twenty runs, as tests write them."
-    sys.path.insert(0, str(ROOT / "tests"))
-    from test_compare import write_run
+    "Twenty runs, written by hand."
+    sys.path.insert(0, str(ROOT / "tools"))
+    from written_runs import write_run
     for seed, strategy in itertools.product(range(5), ("supervised", "naive", "class_balanced", "limited")): write_run(folder / "runs" / f"{strategy}-s{seed}", 0.5 + 0.01 * seed, strategy=strategy, seed=seed)
     return folder / "runs"
 
@@ -93,10 +93,10 @@ SAY = "print('MB', resident_mb())"
 
 def in_a_page(chromium: str, times: int = 1000) -> tuple:
     "The explorer in JupyterLab: its slider moved by the keyboard."
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tools"))
     from browsing import chromium_browser, jupyterlab, notebook, run_notebook, watched
     with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder), Path(folder) / ".home") as address, chromium_browser(chromium) as browser:
-        notebook(Path(folder) / "x.ipynb", SETUP.format(tools=str(ROOT / "tools")), SAY)
+        notebook(Path(folder) / "x.ipynb", SETUP.format(tools=str(Path(__file__).resolve().parent)), SAY)
         page = watched(browser)
         run_notebook(page, address, "x.ipynb")
         page.locator(".pseudolabel-live .widget-image").first.wait_for()
