@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..core import UserError, lookup, register
+from ..core import UserError, pick, registering
 
 # %% ../../nbs/data/11_coordinates.ipynb #bb7fb52d
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def register_reader(
     "Decorator: `f(path) -> {name: Picks}` reads files of these endings."
     def keep(f):
         "Enter it under each."
-        for s in suffixes: register(readers, s)(f)
+        for s in suffixes: registering(readers, s)(f)
         return f
     return keep
 
@@ -274,7 +274,7 @@ def read_coordinates(
     if outside not in ("raise", "skip"): raise UserError(f"unknown outside {outside!r}; expected one of: raise, skip")
     found: dict[str, Picks] = {}
     for f in coordinate_files(path, format):
-        for name, picks in lookup(readers, f".{format}" if format else f.suffix.lower(), "format of coordinates")(f).items():
+        for name, picks in pick(readers, f".{format}" if format else f.suffix.lower(), "format of coordinates")(f).items():
             if name in found: raise UserError(f"{f}: names {name}, which another file in {path} names too; expected each image once, so remove one")
             found[name] = picks if diameter is None else picks.with_diameter(diameter)
     if scale != 1: found = {n: _multiplied(p, scale) for n, p in found.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, lookup, replacing, write_bytes, write_text
+from ..core import UserError, pick, replacing, write_bytes, write_text
 from .coordinates import Picks
 from .files import SUFFIXES, inside
 
@@ -128,7 +128,7 @@ def write_coordinates(
     path = Path(path)
     every = [picks] if isinstance(picks, Picks) else list(picks.values() if isinstance(picks, Mapping) else picks)
     kind = format or path.suffix[1:].lower()
-    lookup(dict.fromkeys(FORMATS), kind, "format of coordinates")
+    pick(dict.fromkeys(FORMATS), kind, "format of coordinates")
     if path.suffix.lower() != f".{kind}": return [_write(path_for(path, p.image, f".{kind}"), _one(p, kind, pixel, box)) for p in _named(every, path)]
     if kind in _of_all: return [_write(path, _of_all[kind](every, pixel))]
     if len(every) != 1: raise UserError(f"{path}: {len(every)} images, but a {kind} file holds the picks of one; expected a folder, so leave the ending out and pass format={kind!r}")

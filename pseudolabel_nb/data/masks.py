@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import UserError, lookup
+from ..core import UserError, pick
 
 # %% ../../nbs/data/00_masks.ipynb #b486d9c1
 BOX_SHAPES = {"ellipse": "the inscribed ellipse", "filled": "the whole box"}
@@ -45,7 +45,7 @@ def boxes_to_mask(
     boxes: str = "ellipse", # or "filled"
 ) -> np.ndarray: # uint8 (H, W), 0 or 1
     "All boxes of an image; raises `UserError` for an unknown shape."
-    lookup(BOX_SHAPES, boxes, "shape for boxes")
+    pick(BOX_SHAPES, boxes, "shape for boxes")
     mask = np.zeros(shape, np.uint8)
     for b in bboxes: draw_box(mask, b, 1, boxes)
     return mask
@@ -165,7 +165,7 @@ def apply_convention(
 ) -> np.ndarray: # uint8 (H, W): class ids, 255 = ignore
     "A mask file's values as target; raises `UserError` for a value outside the convention."
     raw = one_channel(raw, name)
-    known = lookup(CONVENTIONS, convention, "mask convention")
+    known = pick(CONVENTIONS, convention, "mask convention")
     if convention == "threshold": return threshold_mask(raw)
     if convention == "nonzero": return (raw > 0).astype(np.uint8)
     allowed = known or {v: v for v in [*range(min(n_classes, 255)), 255]}

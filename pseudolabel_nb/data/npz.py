@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, lookup
+from ..core import UserError, pick
 from .files import MAX_PIXELS
 from .images import Cache, Item
 from .masks import CONVENTIONS, apply_convention, decide_convention
@@ -123,7 +123,7 @@ def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> t
     if not name:
         values = ", ".join(f"{v:g}" for v in sorted(seen)[:6])
         raise UserError(f"{next(iter(shapes))}: masks hold the values {values}{', …' * (len(seen) > 6)}; expected 0 and 1 with -1 or 255 to ignore, or 0 and 255; pass mask_values as one of {', '.join(CONVENTIONS)}, or multiclass=True")
-    lookup(CONVENTIONS, name, "mask convention")
+    pick(CONVENTIONS, name, "mask convention")
     return name, 2, f"masks: read as {name}" + (", -1 = ignore" if -1 in seen else "")
 
 def _image(cache: Cache, path: Path, k: int) -> np.ndarray: return _some(cache, path, "images", k)

@@ -17,13 +17,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..core import UserError, lookup, replacing, to_dict
+from ..core import UserError, pick, replacing, to_dict
 from .coordinates import Picks, match_names
 from .files import image_files, read_pixels
 from .fingerprint import digest
 from .images import Cache, Data, ImageSet, Item
 from .masks import draw_box
-from .sources import read_mask
+from .conventions import read_mask
 
 # %% ../../nbs/data/13_preparation.ipynb #461fbb3d
 def fourier_resize(
@@ -57,7 +57,7 @@ class Preparation:
     quantiles: tuple[float, float] = (0.001, 0.999) # that become -1 and 1
 
     def __post_init__(self):
-        lookup(contrasts, self.contrast, "contrast")
+        pick(contrasts, self.contrast, "contrast")
         for what, value in (("pixel", self.pixel), ("longest", self.longest), ("limit", self.limit)):
             if value is not None and not value > 0: raise UserError(f"preparation: {what} is {value}; expected a number > 0")
         if not 0 <= self.quantiles[0] < self.quantiles[1] <= 1: raise UserError(f"preparation: quantiles are {self.quantiles}; expected two of [0, 1], the lower first, such as (0.001, 0.999)")
@@ -163,7 +163,7 @@ def picks_to_mask(
     rest: str = "background", # what is not picked: or "ignore"
 ) -> np.ndarray: # uint8 (H, W): 1 in the discs
     "Discs of the picks' diameters; raises `UserError` where a diameter is unknown."
-    mask = np.full(size, lookup(rests, rest, "rest"), np.uint8)
+    mask = np.full(size, pick(rests, rest, "rest"), np.uint8)
     if picks.size is not None and tuple(picks.size) != tuple(size): picks = resized_picks(picks, size)
     if not np.isfinite(picks.sizes).all(): raise UserError(f"{picks.image or 'picks'}: {(~np.isfinite(picks.sizes)).sum():,} picks have no diameter; expected one, so pass diameter= in px when reading them")
     for (x, y), d in zip(picks.centers, picks.sizes): draw_box(mask, (x + 0.5 - d / 2, y + 0.5 - d / 2, d, d))

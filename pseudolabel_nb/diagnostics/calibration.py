@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import random_stream
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Part, figure, COLORS, severity_of, need, percent, units
+from .known import Known, Part, figure, ink, ladder, need, percent, units
 from ..measures.calibration import bin_middles, fit_temperature, promised, ratio_threshold, reliability, scaled
 from ..measures.metrics import best_threshold, threshold_curve
 from ..measures.statistics import percentile_interval, resample_weights
@@ -42,9 +42,9 @@ def _certain(error: np.ndarray) -> float: # value, low, high
 
 def _calibration_severity(errors: np.ndarray) -> str:
     "Of the worse of the two errors."
-    return max((severity_of(abs(e[0]), (0.4, "severe"), (0.15, "warning"), (0.05, "note")) if _certain(e) > 0.05 else "ok" for e in errors if np.isfinite(e[0])), key=["ok", "note", "warning", "severe"].index, default="ok")
+    return max((ladder(abs(e[0]), (0.4, "severe"), (0.15, "warning"), (0.05, "note")) if _certain(e) > 0.05 else "ok" for e in errors if np.isfinite(e[0])), key=["ok", "note", "warning", "severe"].index, default="ok")
 
-def _classes_said(k: DiagnosisInputs) -> str:
+def _classes_said(k: Known) -> str:
     "Calibration errors one class against the rest; of two classes they are the same."
     errors = {name: reliability(h).ece for name, h in k.classes.items()} or {"each class": reliability(k.validation.sum(0)).ece}
     return ", ".join(f"{e:.4f} for {name}" for name, e in errors.items())
@@ -56,7 +56,7 @@ def _decided(hist: np.ndarray, why: str) -> Remedy:
     return Remedy("low_threshold", {"selector__threshold": round(float(np.clip(good[np.abs(good - 0.5).argmin()], 0.05, 0.95)), 2)}, why)
 
 def examine_calibration(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "Reliability on validation, the temperature that would mend it, and better thresholds. Raises `Missing` without validation."
     known = need(k.validation, "the teacher's predictions of validation images")
@@ -84,7 +84,7 @@ def _sure(temperature: float) -> str:
     return "too sure of itself" if temperature > 1.1 else "not sure enough of itself" if temperature < 0.9 else "as sure as it may be"
 
 # %% ../../nbs/diagnostics/05_calibration.ipynb #941d1732
-def _thresholds(k: DiagnosisInputs) -> Finding:
+def _thresholds(k: Known) -> Finding:
     "The thresholds of interest, and what the one in use costs on validation."
     hist = k.validation.sum(0)
     best, top = best_threshold(hist)
@@ -97,7 +97,7 @@ def _thresholds(k: DiagnosisInputs) -> Finding:
     return Finding("calibration", "note" if cost > 0.05 else "ok", best, f"p ≥ {best:.3f}", said, remedy)
 
 def draw_calibration(
-    k: DiagnosisInputs,
+    k: Known,
     temperature: float,
 ): # matplotlib.figure.Figure
     "The reliability diagram, raw and scaled, and F1 over the threshold."
@@ -106,12 +106,12 @@ def draw_calibration(
     left.plot([0, 1], [0, 1], ":", color="gray")
     for probs, name, style in ((None, "as it is", "o-"), (scaled(bin_middles(hist.shape[1]), temperature), f"temperature {temperature:.2f}", "s--")):
         r = reliability(hist, probs=probs)
-        left.plot(r.confidence, r.frequency, style, color=COLORS["foreground" if probs is None else "background"], label=name, markersize=4)
+        left.plot(r.confidence, r.frequency, style, color=ink["foreground" if probs is None else "background"], label=name, markersize=4)
     left.set(xlabel="probability of foreground", ylabel="share of foreground", xlim=(0, 1), ylim=(0, 1))
     left.legend()
     at, precision, recall, f1 = threshold_curve(hist)
-    for values, name, style in ((f1, "F1", "-"), (precision, "precision", "--"), (recall, "recall", ":")): right.plot(at, values, style, color=COLORS["labels"], label=name)
-    right.axvline(best_threshold(hist)[0], color=COLORS["other"], lw=1, label="best F1")
+    for values, name, style in ((f1, "F1", "-"), (precision, "precision", "--"), (recall, "recall", ":")): right.plot(at, values, style, color=ink["labels"], label=name)
+    right.axvline(best_threshold(hist)[0], color=ink["other"], lw=1, label="best F1")
     right.set(xlabel="threshold", ylabel="on validation", ylim=(0, 1.02))
     right.legend(fontsize=8)
     return made

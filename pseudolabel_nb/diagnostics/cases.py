@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core import lookup, random_stream
+from ..core import pick, random_stream
 from .findings import Diagnosis
-from .known import DiagnosisInputs
+from .known import Known
 from ..measures.metrics import binary_histogram
 from ..runs.run import RoundRecord
 
@@ -30,34 +30,34 @@ def _records(ratios: tuple[float, ...], prior: float) -> tuple[RoundRecord, ...]
     first = RoundRecord(0, 100, 0.6, 0.6, 0.6, 0.5, True, "checkpoints/round-0.safetensors", 1.0, prior, predicted=prior)
     return (first, *(replace(first, round=n, f1=0.6 + 0.01 * n, ratio_pseudo=r, kept=(10**6, int(r * 10**6)), n_pseudo=24) for n, r in enumerate(ratios, 1)))
 
-def _clean(rng: np.random.Generator, prior: float = 0.04, stretch: float = 1.0, pseudo: int = 24) -> DiagnosisInputs:
+def _clean(rng: np.random.Generator, prior: float = 0.04, stretch: float = 1.0, pseudo: int = 24) -> Known:
     "Nothing is wrong but what the arguments say."
     labeled, validation, unlabeled = (_bags(rng, n, prior, stretch=stretch) for n in (12, 16, pseudo))
     counts = unlabeled.sum(2)
-    return DiagnosisInputs(real=labeled.sum(2), real_groups=("a", "b") * 6, kept=counts, kept_groups=("a", "b") * (pseudo // 2), thresholds=(0.7, 0.7), validation=validation,
+    return Known(real=labeled.sum(2), real_groups=("a", "b") * 6, kept=counts, kept_groups=("a", "b") * (pseudo // 2), thresholds=(0.7, 0.7), validation=validation,
                  pixels=unlabeled.sum(1), pixel_groups=("a", "b") * (pseudo // 2), truth=unlabeled, records=_records((prior,) * 3, prior))
 
 # %% ../../nbs/diagnostics/13_cases.ipynb #f59abdfb
-def _more_foreground(k: DiagnosisInputs, times: float) -> DiagnosisInputs:
+def _more_foreground(k: Known, times: float) -> Known:
     "Pseudo-labels with so many times as much foreground, at the cost of the background."
     foreground = k.kept[:, 1] * times
     return replace(k, kept=np.stack([k.kept.sum(1) - foreground, foreground], 1))
 
 def _between(strength: float, weak: float, strong: float) -> float: return weak * (strong / weak) ** strength
 
-def _mixed(rng: np.random.Generator, strength: float) -> DiagnosisInputs:
+def _mixed(rng: np.random.Generator, strength: float) -> Known:
     "Two groups, the second with many times as much foreground."
     poor, rich = _clean(rng, 0.02), _clean(rng, 0.02 * _between(strength, 5, 12))
     both = {n: np.concatenate([getattr(poor, n), getattr(rich, n)]) for n in ("real", "kept", "validation", "pixels", "truth")}
     prior = both["real"][:, 1].sum() / both["real"].sum()
     return replace(poor, **both, real_groups=("a",) * 12 + ("b",) * 12, kept_groups=("a",) * 24 + ("b",) * 24, pixel_groups=("a",) * 24 + ("b",) * 24, records=_records((prior,) * 3, prior))
 
-def _drifting(rng: np.random.Generator, strength: float) -> DiagnosisInputs:
+def _drifting(rng: np.random.Generator, strength: float) -> Known:
     "A foreground ratio that falls or rises from round to round."
     step = _between(strength, 0.7, 0.4) ** rng.choice([-1, 1])
     return replace(_clean(rng), records=_records(tuple(0.04 * step**n for n in (0, 1, 2)), 0.04))
 
-pathologies: dict[str, Callable[[np.random.Generator, float], DiagnosisInputs]] = {
+pathologies: dict[str, Callable[[np.random.Generator, float], Known]] = {
     "clean": lambda rng, strength: _clean(rng),
     "too few": lambda rng, strength: _more_foreground(_clean(rng), _between(strength, 0.4, 0.12)),
     "too many": lambda rng, strength: _more_foreground(_clean(rng), _between(strength, 2.5, 6)),
@@ -72,9 +72,9 @@ def constructed(
     pathology: str, # a key of `pathologies`
     strength: float, # from 0 to 1
     seed: int = 0,
-) -> DiagnosisInputs:
+) -> Known:
     "A case in which just that is wrong; raises `UserError` for an unknown pathology."
-    return lookup(pathologies, pathology, "pathology")(random_stream(seed, "case", pathology), strength)
+    return pick(pathologies, pathology, "pathology")(random_stream(seed, "case", pathology), strength)
 
 def troubles(
     d: Diagnosis,

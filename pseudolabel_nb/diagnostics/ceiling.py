@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import UserError, random_stream
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Missing, Part, figure, COLORS
+from .known import Known, Missing, Part, figure, ink
 
 # %% ../../nbs/diagnostics/10_ceiling.ipynb #619ee3c9
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def fit_curve(
 
 # %% ../../nbs/diagnostics/10_ceiling.ipynb #e659ab99
 def examine_ceiling(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "What all labels would bring at most. Raises `Missing` without supervised runs at three label ratios, or where the number of images is not known."
     sizes = {n for n, _ in k.curve}
@@ -89,10 +89,10 @@ def draw_curve(
     made, ax = figure(5.2, 2.9)
     n = np.geomspace(min(x for x, _ in points), pool, 60)
     value, low, high = np.array([curve.at(x) for x in n]).T
-    ax.fill_between(n, low, high, color=COLORS["background"], alpha=0.2, label="95 % interval")
-    ax.plot(n, value, color=COLORS["background"], label="fitted")
-    ax.plot(*zip(*points), "o", color=COLORS["labels"], markersize=4, label="supervised runs")
-    ax.axvline(pool, color=COLORS["foreground"], ls=":", label="all images labeled")
+    ax.fill_between(n, low, high, color=ink["background"], alpha=0.2, label="95 % interval")
+    ax.plot(n, value, color=ink["background"], label="fitted")
+    ax.plot(*zip(*points), "o", color=ink["labels"], markersize=4, label="supervised runs")
+    ax.axvline(pool, color=ink["foreground"], ls=":", label="all images labeled")
     ax.set(xscale="log", xlabel="labeled images", ylabel="validation F1, supervised")
     ax.legend(fontsize=8)
     return made

@@ -9,7 +9,7 @@ __all__ = ['filter_curve', 'matched_threshold', 'examine_filter', 'draw_filter']
 import numpy as np
 
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Part, figure, COLORS, severity_of, need, percent
+from .known import Known, Part, figure, ink, ladder, need, percent
 from ..measures.calibration import bin_middles, kept_bins
 from ..measures.metrics import threshold_edges
 
@@ -43,7 +43,7 @@ def matched_threshold(
     return float(np.clip(edges[enough[-1]] if len(enough) else 0.05, 0.05, 0.95))
 
 def examine_filter(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "How the filter skews the class ratio. Raises `Missing` without predictions of unlabeled images."
     pixels, thresholds = need(k.pixels, "predictions of unlabeled images").sum(0), k.thresholds or (0.7, 0.7)
@@ -55,14 +55,14 @@ def examine_filter(
     skew = foreground / background if background else float("inf")
     said = f"Thresholds {thresholds[0]:.2g} for background and {thresholds[1]:.2g} for foreground keep {background:.0%} of what is called background and {foreground:.0%} of what is called foreground, {_turned(pixels[:half][high[:half]].sum(), pixels[:half].sum())}so the foreground ratio goes from {percent(before)} to {percent(after)}" + (f" (labels: {percent(k.prior)})." if k.prior else ".")
     short = k.prior is not None and after < 0.8 * k.prior
-    severity = severity_of(1 - skew, (0.8, "severe" if short else "note"), (0.5, "warning" if short else "note"))
+    severity = ladder(1 - skew, (0.8, "severe" if short else "note"), (0.5, "warning" if short else "note"))
     return Part((Finding("confidence filter", severity, skew, f"{skew:.2f}", said, _remedy(k, pixels, severity)),), (Picture("confidence filter", f"Share of each predicted class that a confidence threshold keeps; at the thresholds used {foreground:.0%} of the foreground", lambda: draw_filter(pixels, k.prior)),))
 
 def _turned(pixels: int, background: int) -> str:
     "What a foreground threshold below one half makes of pixels that the teacher rather takes for background."
     return f"{_share(pixels, background):.1%} of what is called background is kept as foreground, " if pixels else ""
 
-def _remedy(k: DiagnosisInputs, pixels: np.ndarray, severity: str) -> Remedy | None:
+def _remedy(k: Known, pixels: np.ndarray, severity: str) -> Remedy | None:
     "A threshold of its own for the foreground."
     if severity not in ("warning", "severe"): return None
     t = round(matched_threshold(pixels, 0.8, k.prior), 2)
@@ -76,12 +76,12 @@ def draw_filter(
     made, (left, right) = figure(7.6, 2.9, columns=2)
     t = np.linspace(0.5, 0.99, 50)
     curve = 100 * filter_curve(pixels, t)
-    left.plot(t, curve[:, 0], color=COLORS["background"], label="background")
-    left.plot(t, curve[:, 1], "--", color=COLORS["foreground"], label="foreground")
+    left.plot(t, curve[:, 0], color=ink["background"], label="background")
+    left.plot(t, curve[:, 1], "--", color=ink["foreground"], label="foreground")
     left.set(xlabel="threshold on the confidence", ylabel="kept of what is so called (%)", ylim=(0, 103))
     left.legend()
-    right.plot(t, curve[:, 2], color=COLORS["foreground"], label="kept pixels")
-    if prior: right.axhline(100 * prior, color=COLORS["labels"], ls=":", label="labels")
+    right.plot(t, curve[:, 2], color=ink["foreground"], label="kept pixels")
+    if prior: right.axhline(100 * prior, color=ink["labels"], ls=":", label="labels")
     right.set(xlabel="threshold on the confidence", ylabel="foreground ratio (%)", ylim=(0, None))
     right.legend()
     return made

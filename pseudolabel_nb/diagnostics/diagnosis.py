@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import UserError, lookup
+from ..core import UserError, pick
 from ..data.images import Data
 from .calibration import examine_calibration
 from .ceiling import examine_ceiling
@@ -19,7 +19,7 @@ from .drift import examine_drift
 from .expected_quality import examine_quality
 from .findings import Diagnosis
 from .gather import from_masks, from_record, from_run, mask_counts, with_labels, with_predictions, with_truth, with_validation
-from .known import DiagnosisInputs, Missing, kept_counts
+from .known import Known, Missing, kept_counts
 from .prior_shift import examine_groups, examine_prior
 from .quantity import examine_quantity, examine_ratio
 from .where import examine_places
@@ -28,7 +28,7 @@ from ..runs.run import RoundRecord, Run, open_run
 from ..strategies.parts import Selection
 
 # %% ../../nbs/diagnostics/12_diagnosis.ipynb #c286a5dd
-examinations: dict[str, Callable[[DiagnosisInputs], object]] = {
+examinations: dict[str, Callable[[Known], object]] = {
     "class ratio": examine_ratio, "dilution": examine_quantity, "confidence filter": examine_filter, "calibration": examine_calibration, "expected quality": examine_quality,
     "drift": examine_drift, "prior": examine_prior, "where to look": examine_places, "ceiling": examine_ceiling}
 
@@ -37,12 +37,12 @@ def _groups_alone(done: dict) -> dict:
     return {} if "prior" in done else {"groups": examine_groups}
 
 def examine(
-    k: DiagnosisInputs,
+    k: Known,
     subject: str = "", # what is examined, for the heading
     only: Iterable[str] | None = None, # names of examinations; None: all
 ) -> Diagnosis:
     "All examinations that can be made; raises `UserError` for the name of one that there is not."
-    named = examinations if only is None else {name: lookup(examinations, name, "examination") for name in only}
+    named = examinations if only is None else {name: pick(examinations, name, "examination") for name in only}
     parts, left_out = {}, []
     def attempt(named: dict) -> None:
         "Make these examinations; note why one cannot be made."
@@ -60,7 +60,7 @@ def known_of(
     data: Data | None = None,
     real: Iterable | None = None,
     **options, # as for `diagnose`
-) -> tuple[DiagnosisInputs, str]: # what is known; its name
+) -> tuple[Known, str]: # what is known; its name
     "What is known about `what`; raises `UserError` for anything else, and for options that it has no use for."
     if isinstance(what, (str, Path)): what = open_run(what)
     if isinstance(what, Run): return from_run(what, data, **options), what.name
@@ -72,16 +72,16 @@ def known_of(
     masks = what.target if isinstance(what, Selection) else what
     return from_masks(masks, real), "a selection" if isinstance(what, Selection) else "masks"
 
-def _with_real(k: DiagnosisInputs, data: Data | None, real: Iterable | None) -> DiagnosisInputs:
+def _with_real(k: Known, data: Data | None, real: Iterable | None) -> Known:
     "`k` with real labels, where there are any."
     if real is not None: return replace(k, real=mask_counts(real, "real"), counted=True)
     predicted = set(k.predictions.ids) if k.predictions else set()
     known = [] if data is None or data.train is None else [id for i, id in enumerate(data.train.ids) if data.train.has_mask(i) and id not in predicted]
     return with_labels(k, data.train.subset(known)) if known else k
 
-def _of_predictions(p: Predictions, data: Data | None, real: Iterable | None, thresholds: tuple[float, float] = (0.7, 0.7), validation: Predictions | None = None, oracle: bool = False) -> DiagnosisInputs:
+def _of_predictions(p: Predictions, data: Data | None, real: Iterable | None, thresholds: tuple[float, float] = (0.7, 0.7), validation: Predictions | None = None, oracle: bool = False) -> Known:
     "A store, its kept pixels at these thresholds, and validation where that was predicted, too."
-    k = DiagnosisInputs(thresholds=tuple(thresholds), kept=kept_counts(p, (thresholds[0],) + (thresholds[1],) * (p.n_classes - 1)))
+    k = Known(thresholds=tuple(thresholds), kept=kept_counts(p, (thresholds[0],) + (thresholds[1],) * (p.n_classes - 1)))
     k = _with_real(with_predictions(k, p, data.train if data is not None else None), data, real)
     if validation is not None:
         if data is None or data.val is None: raise UserError("diagnose: found predictions of validation images without their labels; expected data= with a validation split")

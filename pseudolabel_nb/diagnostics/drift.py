@@ -12,21 +12,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Missing, Part, figure, COLORS, percent
+from .known import Known, Missing, Part, figure, ink, percent
 from ..inference.predictions import Predictions
 from ..runs.run import RoundRecord
 
 # %% ../../nbs/diagnostics/07_drift.ipynb #a4b2f614
-def _students(k: DiagnosisInputs) -> list[RoundRecord]:
+def _students(k: Known) -> list[RoundRecord]:
     "Rounds with pseudo-labels."
     return [r for r in k.records if r.ratio_pseudo is not None and sum(r.kept)]
 
-def _expected(k: DiagnosisInputs, record: RoundRecord) -> float:
+def _expected(k: Known, record: RoundRecord) -> float:
     "The foreground ratio of the labels."
     return k.prior or record.ratio_labeled
 
 def collapse_finding(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Finding | None:
     "Foreground below a tenth of what the labels hold, in pseudo-labels or in what the student calls foreground on validation; None without records of students."
     students = _students(k)
@@ -38,7 +38,7 @@ def collapse_finding(
     return Finding("drift", "severe", least, f"{least:.2f} ×", f"Collapsed. {said}", Remedy("class_quantiles", {}, "keeps a share of each class whatever the confidence; or train the first teacher longer"))
 
 def slide_finding(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Finding | None:
     "Does the ratio of the pseudo-labels move one way over the rounds, by more than a third, and end half as much again off the labels'? None below two rounds."
     students = _students(k)
@@ -81,7 +81,7 @@ def confidence(
     return float(np.mean(predictions.scores()[[predictions.index(id) for id in ids]]))
 
 def flip_finding(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Finding | None:
     "How much of the foreground is the same as a round ago; None below two rounds of predictions."
     if len(k.rounds) < 2 or not (ids := common_images(k.rounds[-2:])): return None
@@ -91,7 +91,7 @@ def flip_finding(
     return Finding("drift", "note" if same < 0.4 else "ok", float(same), f"{same:.0%} the same", said)
 
 def bias_finding(
-    k: DiagnosisInputs,
+    k: Known,
     rise: float = 0.01, # of the mean confidence
 ) -> Finding | None:
     "Does confidence rise while no student beats the first teacher on validation? None below two rounds of predictions, or without their scores."
@@ -105,7 +105,7 @@ def bias_finding(
     return Finding("drift", "warning" if biased else "ok", float(sure[-1] - sure[0]), f"{sure[-1] - sure[0]:+.3f} confidence", said + " Surer, and no better: confirmation bias." * biased, remedy)
 
 def examine_drift(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "All four. Raises `Missing` where there are not two rounds to compare."
     collapsed = collapse_finding(k)
@@ -116,19 +116,19 @@ def examine_drift(
     return Part(tuple(found), pictures)
 
 def draw_drift(
-    k: DiagnosisInputs,
+    k: Known,
 ): # matplotlib.figure.Figure
     "The ratio of the pseudo-labels against the labels', and validation F1, over the rounds."
     made, (left, right) = figure(7.6, 2.7, columns=2)
     students = _students(k)
-    left.plot([r.round for r in students], [100 * r.ratio_pseudo for r in students], "o-", color=COLORS["foreground"], label="pseudo-labels")
-    left.axhline(100 * _expected(k, k.records[0]), color=COLORS["labels"], ls=":", label="labels")
+    left.plot([r.round for r in students], [100 * r.ratio_pseudo for r in students], "o-", color=ink["foreground"], label="pseudo-labels")
+    left.axhline(100 * _expected(k, k.records[0]), color=ink["labels"], ls=":", label="labels")
     left.set(xlabel="round", ylabel="foreground (%)", ylim=(0, None), xticks=[r.round for r in students])
     left.legend()
-    right.plot([r.round for r in k.records], [r.f1 for r in k.records], "-", color=COLORS["background"])
+    right.plot([r.round for r in k.records], [r.f1 for r in k.records], "-", color=ink["background"])
     for accepted, marker, name in ((True, "o", "accepted"), (False, "x", "refused")):
         some = [r for r in k.records if r.accepted == accepted]
-        if some: right.plot([r.round for r in some], [r.f1 for r in some], marker, color=COLORS["background"], label=name)
+        if some: right.plot([r.round for r in some], [r.f1 for r in some], marker, color=ink["background"], label=name)
     right.set(xlabel="round", ylabel="validation F1", xticks=[r.round for r in k.records])
     right.legend()
     return made

@@ -18,7 +18,7 @@ from ..core import UserError, from_dict
 from ..data.fingerprint import fingerprint
 from ..data.images import Data, ImageSet
 from .class_ratio import _arrays
-from .known import DiagnosisInputs, foreground_pixels, kept_counts, named_groups
+from .known import Known, foreground_pixels, kept_counts, named_groups
 from ..inference.ensembles import combine
 from ..inference.predictions import Predictions, predict
 from ..measures.metrics import binary_histogram, class_pixels
@@ -42,15 +42,15 @@ def mask_counts(
 def from_masks(
     pseudo: Iterable,
     real: Iterable,
-) -> DiagnosisInputs:
+) -> Known:
     "What two lists of masks tell; raises `UserError` as `mask_counts`."
-    return DiagnosisInputs(real=mask_counts(real, "real"), kept=mask_counts(pseudo, "pseudo"))
+    return Known(real=mask_counts(real, "real"), kept=mask_counts(pseudo, "pseudo"))
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #edafbdaf
 def with_labels(
-    k: DiagnosisInputs,
+    k: Known,
     images: ImageSet, # with masks
-) -> DiagnosisInputs:
+) -> Known:
     "`k` with the pixels and groups of the labeled images."
     counts = mask_counts((images.mask(i) for i in range(len(images))), "real", images.n_classes)
     return replace(k, real=counts, counted=True, real_groups=named_groups(images), labeled=images)
@@ -86,28 +86,28 @@ def class_histograms(
     return found
 
 def with_predictions(
-    k: DiagnosisInputs,
+    k: Known,
     predictions: Predictions,
     images: ImageSet | None = None, # that were predicted
-) -> DiagnosisInputs:
+) -> Known:
     "`k` with what a teacher said of unlabeled images."
     whole = images.subset(predictions.ids) if images is not None and set(predictions.ids) <= set(images.ids) else None
     return replace(k, pixels=foreground_pixels(predictions), predictions=predictions, unlabeled=whole, pixel_groups=named_groups(whole) if whole is not None else ())
 
 def with_validation(
-    k: DiagnosisInputs,
+    k: Known,
     predictions: Predictions, # of validation images, by the same teacher
     images: ImageSet, # with masks
     names: Sequence[str] = (), # of the classes
-) -> DiagnosisInputs:
+) -> Known:
     "`k` with what the teacher said of validation images."
     known, fine = known_histograms(predictions, images)
     return replace(k, validation=known, validation_groups=named_groups(images.subset(predictions.ids)), fine=fine, classes=class_histograms(predictions, images, names or range(predictions.n_classes)))
 
 def with_truth(
-    k: DiagnosisInputs,
+    k: Known,
     images: ImageSet, # with masks: hidden labels, for benchmarks
-) -> DiagnosisInputs:
+) -> Known:
     "`k` with the labels that training did not see, where all of the predicted images have one."
     ids = k.predictions.ids
     if not set(ids) <= set(images.ids) or not all(images.has_mask(images.index(id)) for id in ids): return k
@@ -175,17 +175,17 @@ def _even(record: RoundRecord, labeled: int) -> tuple[np.ndarray, np.ndarray]: #
 def from_record(
     record: RoundRecord,
     labeled: int | None = None, # images; None: not known
-) -> DiagnosisInputs:
+) -> Known:
     "What the line of one round tells."
-    if not record.n_pseudo: return DiagnosisInputs(records=(record,))
+    if not record.n_pseudo: return Known(records=(record,))
     kept, real = _even(record, labeled or 2)
-    return DiagnosisInputs(kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
+    return Known(kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
 
 def _pair(thresholds: Sequence[float]) -> tuple[float, float] | None: # background, foreground
     "The thresholds as a pair; of several foreground classes the lowest."
     return (thresholds[0], min(thresholds[1:])) if thresholds else None
 
-def _refit(strategy: Strategy, number: int, k: DiagnosisInputs, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
+def _refit(strategy: Strategy, number: int, k: Known, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
     "The rule of a round, fitted again; None where the class ratios are not known."
     if predictions.n_classes > 2 and labels is None: return None
     foreground, share = k.records[0].ratio_labeled, np.ones(1)
@@ -217,7 +217,7 @@ def from_run(
     limit: int = 60, # unlabeled images that a supervised run's network is asked about
     runs: Iterable[Run] | None = None, # supervised runs for the learning curve; None: those beside it
     device: str = "cpu",
-) -> DiagnosisInputs:
+) -> Known:
     "What a run tells. Raises `UserError` where it has no finished round, or the data are others."
     config, records, stores = run.config, run.records(), _stores(run)
     if not records: raise UserError(f"{run.folder}: no round is finished yet; expected at least one, so let the run go on")
@@ -236,7 +236,7 @@ def _number(round: int | None, records: list[RoundRecord], stores: dict, run: Ru
     if not 0 <= round < len(records): raise UserError(f"{run.folder}: has no round {round}; expected 0 to {len(records) - 1}, so name one of these")
     return round
 
-def _of_records(config: dict, records: list[RoundRecord], run: Run) -> DiagnosisInputs:
+def _of_records(config: dict, records: list[RoundRecord], run: Run) -> Known:
     "What the small files tell."
     student, last = config["strategy"]["student"], records[-1]
     k = from_record(last, len(run.split["labeled"]))
@@ -249,7 +249,7 @@ def _strategy(config: dict) -> Strategy | None:
     try: return from_dict(Strategy, config["strategy"])
     except UserError: return None
 
-def _with_round(k: DiagnosisInputs, strategy: Strategy | None, number: int, stores: dict[int, Predictions], labels: ImageSet | None) -> DiagnosisInputs:
+def _with_round(k: Known, strategy: Strategy | None, number: int, stores: dict[int, Predictions], labels: ImageSet | None) -> Known:
     "What the teacher of a round said, and what the rule kept of it."
     predictions = stores[number]
     k, whole = with_predictions(k, predictions), len(predictions) == len(stores[max(stores)])
@@ -257,7 +257,7 @@ def _with_round(k: DiagnosisInputs, strategy: Strategy | None, number: int, stor
     if rule is None: return k
     return replace(k, kept=kept_counts(predictions, rule.thresholds, rule.images), thresholds=_pair(rule.thresholds))
 
-def _with_teacher(k: DiagnosisInputs, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> DiagnosisInputs:
+def _with_teacher(k: Known, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> Known:
     "Validation by the teacher; its unlabeled images; hidden labels if they may be seen."
     val, unlabeled = _subset(data.val, run, "val", "validation"), _unlabeled(data, run.split)
     checkpoints = k.predictions.teacher.split() if k.predictions is not None else [k.records[-1].checkpoint]

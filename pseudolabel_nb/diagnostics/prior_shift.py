@@ -10,13 +10,13 @@ import numpy as np
 
 from ..core import UserError
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Missing, Part, figure, COLORS, need, percent, ratio, units
+from .known import Known, Missing, Part, figure, ink, need, percent, ratio, units
 from ..measures.prior import ratio_interval
 from ..measures.shift import RatioEstimate, agreement, estimate_shift
 
 # %% ../../nbs/diagnostics/08_prior_shift.ipynb #068afc7b
 def examine_prior(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "The foreground ratio of the unlabeled images against that of the labels. Raises `Missing` without labels, validation or predictions."
     real, pixels = need(k.real, "real labels"), need(k.pixels, "predictions of unlabeled images")
@@ -27,7 +27,7 @@ def examine_prior(
     picture = Picture("prior", f"Foreground ratio of the labels and of the unlabeled images by each method: {labels}; {'; '.join(map(str, estimates))}", lambda: draw_estimates(labels, estimates, k))
     return Part((_shift(k, labels, estimates), *_groups(k)), (picture,))
 
-def _shift(k: DiagnosisInputs, labels: RatioEstimate, estimates: list[RatioEstimate]) -> Finding:
+def _shift(k: Known, labels: RatioEstimate, estimates: list[RatioEstimate]) -> Finding:
     "What the estimates say together."
     said, a = f"Foreground of the unlabeled images: {'; '.join(map(str, estimates))}; of the labeled ones {percent(labels.ratio)} [{100 * labels.low:.2f}, {100 * labels.high:.2f}].", agreement(estimates, 0.5)
     times = a.ratio / labels.ratio if labels.ratio else float("nan")
@@ -40,7 +40,7 @@ def _shift(k: DiagnosisInputs, labels: RatioEstimate, estimates: list[RatioEstim
 
 # %% ../../nbs/diagnostics/08_prior_shift.ipynb #17f65033
 def group_ratios(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> dict[str, tuple[float, float, float, str]]: # group -> ratio, low, high, "labels" or "black box"
     "The foreground ratio of each group with two images or more: from labels where it has them, else estimated."
     found = {}
@@ -54,7 +54,7 @@ def group_ratios(
             found[g] = e.ratio, e.low, e.high, e.method
     return found
 
-def _groups(k: DiagnosisInputs) -> list[Finding]:
+def _groups(k: Known) -> list[Finding]:
     "Whether groups differ greatly."
     found = group_ratios(k)
     if len(found) < 2: return []
@@ -69,7 +69,7 @@ def _groups(k: DiagnosisInputs) -> list[Finding]:
     return [Finding("groups", "warning" if mixed else "ok", float(times), f"{min(times, 999):.1f} ×", said, remedy)]
 
 def examine_groups(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "Groups alone, where only labels are known. Raises `Missing` where there are not two groups of two images."
     found = _groups(k)
@@ -79,14 +79,14 @@ def examine_groups(
 def draw_estimates(
     labels: RatioEstimate,
     estimates: list[RatioEstimate],
-    k: DiagnosisInputs,
+    k: Known,
 ): # matplotlib.figure.Figure
     "Each estimate with its interval, that of the labels first, and the truth where hidden labels are known."
     made, ax = figure(5.6, 2.4)
     for y, e in enumerate([labels, *estimates]):
-        ax.plot([100 * e.low, 100 * e.high], [y, y], color=COLORS["labels"], lw=3, solid_capstyle="butt")
-        ax.plot(100 * e.ratio, y, "s" if not y else "o", color=COLORS["foreground"] if not y else COLORS["background"])
-    if k.truth is not None: ax.axvline(100 * ratio(k.truth.sum((0, 2))), color=COLORS["foreground"], ls="--", label="truth (hidden labels)")
+        ax.plot([100 * e.low, 100 * e.high], [y, y], color=ink["labels"], lw=3, solid_capstyle="butt")
+        ax.plot(100 * e.ratio, y, "s" if not y else "o", color=ink["foreground"] if not y else ink["background"])
+    if k.truth is not None: ax.axvline(100 * ratio(k.truth.sum((0, 2))), color=ink["foreground"], ls="--", label="truth (hidden labels)")
     ax.set(yticks=range(len(estimates) + 1), yticklabels=["labels", *(e.method for e in estimates)], xlabel="foreground (%)", xlim=(0, None))
     ax.invert_yaxis()
     if k.truth is not None: ax.legend(fontsize=8)

@@ -9,7 +9,7 @@ __all__ = ['relative_ratio', 'examine_ratio', 'draw_ratios', 'loss_share', 'exam
 import numpy as np
 
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Missing, Part, figure, COLORS, severity_of, need, percent, ratio, raise_threshold
+from .known import Known, Missing, Part, figure, ink, ladder, need, percent, ratio, surer
 from ..measures.prior import ratio_interval
 
 # %% ../../nbs/diagnostics/03_quantity.ipynb #11815689
@@ -31,15 +31,15 @@ def _ratio_severity(value: float, low: float, high: float) -> str:
     if value < 0.5 and high < 0.9 or value > 2 and low > 1.1: return "warning"
     return "note" if value < 0.5 or value > 2 else "ok"
 
-def _ratio_remedy(k: DiagnosisInputs, value: float) -> Remedy | None:
+def _ratio_remedy(k: Known, value: float) -> Remedy | None:
     "The mission's rules; where class_balanced was used already, the next thing to turn."
-    if value > 2: return Remedy("naive", {"selector__threshold": raise_threshold(k)}, "a higher threshold keeps less of what is called foreground wrongly")
+    if value > 2: return Remedy("naive", {"selector__threshold": surer(k)}, "a higher threshold keeps less of what is called foreground wrongly")
     if value >= 0.5: return None
     if k.strategy != "class_balanced": return Remedy("class_balanced", {}, "a lower threshold for the foreground, and images chosen to meet the labels' ratio")
     return Remedy("class_quantiles", {"selector__aligned": True}, "keeps each class in the proportion of the labels, whatever the teacher's confidence")
 
 def examine_ratio(
-    k: DiagnosisInputs,
+    k: Known,
 ) -> Part:
     "The foreground ratio of what was kept against that of the labels, overall, by group and by image. Raises `Missing` without masks of both kinds."
     kept, real = need(k.kept, "pseudo-labels"), need(k.real, "real labels")
@@ -55,7 +55,7 @@ def _images_said(kept: np.ndarray, real: np.ndarray) -> str:
     empty = [float((c[c.sum(1) > 0][:, 1] == 0).mean()) for c in (kept, real)]
     return f"{empty[0]:.0%} of the pseudo-labeled and {empty[1]:.0%} of the labeled images hold none"
 
-def _by_group(k: DiagnosisInputs) -> list[Finding]:
+def _by_group(k: Known) -> list[Finding]:
     "The group whose quotient is worst, where groups hold labels and pseudo-labels and it is off by more than two."
     if not (k.real_groups and k.kept_groups): return []
     both = sorted(set(k.real_groups) & set(k.kept_groups))
@@ -72,7 +72,7 @@ def draw_ratios(
 ): # matplotlib.figure.Figure
     "The foreground ratio of every image, sorted, of labels and of pseudo-labels."
     made, ax = figure()
-    for counts, name, color, style in ((real, "labels", COLORS["labels"], "-"), (kept, "pseudo-labels", COLORS["foreground"], "--")):
+    for counts, name, color, style in ((real, "labels", ink["labels"], "-"), (kept, "pseudo-labels", ink["foreground"], "--")):
         values = np.sort([100 * ratio(c) for c in counts if c.sum()])
         ax.step(np.linspace(0, 100, len(values)), values, style, where="mid", color=color, label=f"{name}: {percent(ratio(counts))}", lw=2)
     ax.set(xlabel="images, sorted (%)", ylabel="foreground (%)")
@@ -91,7 +91,7 @@ def loss_share(
     return 1 / (1 + against)
 
 def examine_quantity(
-    k: DiagnosisInputs,
+    k: Known,
     dilution: float = 4.0, # pseudo to labels in the loss, from which on it is a warning; severe from 2.5 times that
 ) -> Part:
     "Pseudo-labeled images and pixels a labeled one, and the labels' share of the loss. Raises `Missing` without both."
@@ -101,7 +101,7 @@ def examine_quantity(
     images, pixels = used / len(real), kept.sum() / real.sum()
     share = loss_share(len(real), used, k.weight, k.paired)
     effective = 1 / share - 1
-    severity = "note" if images < 0.25 else severity_of(effective, (2.5 * dilution, "severe"), (dilution, "warning"))
+    severity = "note" if images < 0.25 else ladder(effective, (2.5 * dilution, "severe"), (dilution, "warning"))
     said = f"{used} pseudo-labeled images for {len(real)} labeled ones ({pixels:.1f} pixels kept for each labeled one); labels have {share:.0%} of the loss."
     few = " So few pseudo-labels can hardly change anything." * (images < 0.25)
     remedy = Remedy("limited", {}, "as many pseudo-labeled images as labeled ones, the most confident") if severity in ("warning", "severe") else None

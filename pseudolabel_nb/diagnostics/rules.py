@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hardly_any', 'least_ratio', 'most_ratio', 'many', 'too_many', 'rare', 'partial', 'rules', 'Examined', 'examine_run',
-           'pooled', 'raise_threshold', 'ratio_rule', 'dilution_rule', 'rare_rule', 'partial_rule', 'refusal_rule',
+           'pooled', 'raised', 'ratio_rule', 'dilution_rule', 'rare_rule', 'partial_rule', 'refusal_rule',
            'apply_rules']
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #2280f8e9
@@ -67,7 +67,7 @@ hardly_any, least_ratio, most_ratio = 0.1, 0.5, 2.0 # pseudo over labeled foregr
 many, too_many = 4, 10 # pseudo-labels to labels in the loss
 rare, partial = 0.01, 0.2 # foreground ratio of the labels; share of unannotated pixels
 
-def raise_threshold(
+def raised(
     made: Strategy,
 ) -> Remedy:
     "The same strategy with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where it has none, or is known here alone."
@@ -82,7 +82,7 @@ def ratio_rule(e: Examined) -> Finding | None:
     what = f"The pseudo-labels of {e.strategy.name} hold {e.ratio_pseudo:.1%} foreground where the labels hold {e.ratio_labeled:.1%}"
     figure, severity = f"{r:.2f} ×", "severe" if r < hardly_any else "warning"
     if r < least_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.strategy))
-    if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raise_threshold(e.strategy))
+    if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raised(e.strategy))
     return Finding("class ratio", "ok", r, figure, f"{what}: half to twice as much.")
 
 def _enriched(made: Strategy) -> Remedy:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .drift import common_images, flips
 from .findings import Finding, Picture
-from .known import DiagnosisInputs, Part, need, percent
+from .known import Known, Part, need, percent
 from ..measures.calibration import bin_middles
 
 # %% ../../nbs/diagnostics/09_where.ipynb #ce0c1c77
@@ -75,7 +75,7 @@ class Place:
     reason: str # "uncertain", "changed" or "unlike"
     value: float
 
-def _changed(k: DiagnosisInputs) -> dict[str, float]:
+def _changed(k: Known) -> dict[str, float]:
     "Of each image that two rounds know, the share of the foreground that is not the same."
     if len(k.rounds) < 2: return {}
     ids = common_images(k.rounds[-2:])
@@ -83,7 +83,7 @@ def _changed(k: DiagnosisInputs) -> dict[str, float]:
     return dict(zip(ids, ((lost + gained) / np.maximum(both + lost + gained, 64)).tolist()))
 
 def places(
-    k: DiagnosisInputs,
+    k: Known,
     n: int = 3, # of each reason
 ) -> tuple[list[Place], float]: # places; the share of images unlike every labeled one, nan where that is not known
     "The images to look at first, each once."
@@ -100,7 +100,7 @@ def places(
 _units = {"uncertain": "{:.3f} bits a pixel", "changed": "{:.0%} changed", "unlike": "{:.1f} sd away"}
 
 def examine_places(
-    k: DiagnosisInputs,
+    k: Known,
     n: int = 3, # of each reason
 ) -> Part:
     "The images to look at first, drawn where the images are at hand. Raises `Missing` without predictions of unlabeled images."
@@ -120,7 +120,7 @@ def _reduced(x: np.ndarray, side: int = 512) -> tuple[np.ndarray, int]: # (H, W)
     step = -(-max(x.shape) // side)
     return x[::step, ::step], step
 
-def _draw_place(ax, k: DiagnosisInputs, place: Place) -> None:
+def _draw_place(ax, k: Known, place: Place) -> None:
     "One image."
     i = k.predictions.index(place.id)
     image, p = k.unlabeled.image(k.unlabeled.index(place.id)).mean(0), k.predictions.quantized(i).sum(0, dtype=np.int64) / 65535
@@ -135,7 +135,7 @@ def _draw_place(ax, k: DiagnosisInputs, place: Place) -> None:
     ax.set_title(f"{place.id}\n{place.reason}: {_units[place.reason].format(place.value)}", fontsize=7, parse_math=False)
 
 def draw_places(
-    k: DiagnosisInputs,
+    k: Known,
     found: list[Place], # at least one
 ): # matplotlib.figure.Figure
     "All places, three in a row."

@@ -19,7 +19,7 @@ from ..diagnostics.advice import Advice, Advised, advise, paired_gains, rank_str
 from ..diagnostics.ceiling import examine_ceiling
 from ..diagnostics.expectations import run_cost
 from ..diagnostics.findings import Finding
-from ..diagnostics.known import DiagnosisInputs, Missing
+from ..diagnostics.known import Known, Missing
 from .plan import Plan, Step, write_plan
 from .results import run_folder
 from .sweep import sweep
@@ -144,7 +144,7 @@ def _ceiling(
     pool: int, # images that could be labeled
 ) -> tuple[Finding, ...]:
     "How near the ceiling is, where the baseline shows it."
-    try: return examine_ceiling(DiagnosisInputs(curve=curve, pool=pool)).findings
+    try: return examine_ceiling(Known(curve=curve, pool=pool)).findings
     except Missing: return ()
 
 class _Course:

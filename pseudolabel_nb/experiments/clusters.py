@@ -18,7 +18,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, RLock, Thread, local
 
-from ..core import UserError, from_dict, lookup, to_dict
+from ..core import UserError, from_dict, pick, to_dict
 
 # %% ../../nbs/experiments/02_clusters.ipynb #bd86f2d0
 def _live(
@@ -189,7 +189,7 @@ def _lacking(modules: Sequence[tuple[str, str]], strategies: list[dict], registe
         import_module("pseudolabel_nb.training.rounds") # knows all that comes with the package
         import_modules(modules)
         for made in strategies: from_dict(Strategy, made)
-        for kind, word in registered: lookup(_registries()[kind], word, kind)
+        for kind, word in registered: pick(_registries()[kind], word, kind)
         return ""
     except Exception as e: return " ".join(f"{e}".split())
 

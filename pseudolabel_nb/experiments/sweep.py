@@ -19,7 +19,7 @@ from uuid import uuid4
 from ..core import UserError, progress, read_json, stop_if_asked, to_dict, write_text
 from ..data.images import Data
 from .clusters import ask_worker, foreign_modules
-from .jobs import SHELVES, Common, Failure, Job, begin_job, cache_dir, work, write_failure
+from .jobs import SHELVES, Common, Failure, Job, begin_job, shelf, work, write_failure
 from .results import read_results, run_folder, write_tables
 from ..models.distributed import own_folder, processes
 from ..runs.run import Run, locked
@@ -53,7 +53,7 @@ class _Course:
         self.rates, self.heard = {}, {} # ratio -> learning rate; folder -> rounds that were spoken of
         self.first = {_start(r.config): r.folder for r in _with_teacher(out)} # first training -> the run that has done it or is about to
         self.left = _steps_left(jobs) # folder -> steps
-        self.bar = progress(total=sum(self.left.values()), desc=self._status(), unit="step", smoothing=0)
+        self.bar = progress(total=sum(self.left.values()), desc=self._stand(), unit="step", smoothing=0)
 
     def go(self) -> None:
         "Do all runs. Whatever stops the sweep calls off those that have not begun."
@@ -71,8 +71,8 @@ class _Course:
             if (ready := self._ready(job)) is None: continue
             self.waiting.remove(job)
             self._hand_over(ready)
-            self._poll(0)
-        self._poll(self.tick)
+            self._hear(0)
+        self._hear(self.tick)
 
     def _ready(self, job: Job) -> Job | None:
         "The job with its learning rate and its donor, or None while it has to wait."
@@ -94,15 +94,15 @@ class _Course:
         if (job.folder / "config.json").exists() and begin_job(self.common, self.common.data, job).result: return self._end(job, None)
         self.heard[job.folder] = len(Run(job.folder).records()) or int(job.donor is not None and bool(Run(job.donor).records()))
         if self.executor: self.running[self.executor.submit(work, self.common, job)] = job
-        else: self.running[_Here().submit(work, self.common, job, lambda: self._report(job))] = job
+        else: self.running[_Here().submit(work, self.common, job, lambda: self._listen(job))] = job
 
-    def _poll(self, patience: float) -> None:
+    def _hear(self, patience: float) -> None:
         "Wait for a run to end, but not for longer than so many seconds; say what rounds there are."
         done, _ = wait(self.running, patience, FIRST_COMPLETED)
-        for job in self.running.values(): self._report(job)
+        for job in self.running.values(): self._listen(job)
         for future in done: self._end(self.running.pop(future), future)
 
-    def _report(self, job: Job) -> None:
+    def _listen(self, job: Job) -> None:
         "Say which rounds the run has done since the last time."
         for record in Run(job.folder).records()[self.heard[job.folder]:]:
             self.heard[job.folder] += 1
@@ -121,9 +121,9 @@ class _Course:
         if failure and not job.scored: raise UserError(failure.error)
         if failure: self._note(job, failure)
         elif future and job.scored and len(read_results(self.out)): self.text = write_tables(self.out, images=False)
-        if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]): rmtree(cache_dir(job).parent, ignore_errors=True)
+        if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]): rmtree(shelf(job).parent, ignore_errors=True)
         self._advance(job, self.left[job.folder])
-        self.bar.set_description(self._status())
+        self.bar.set_description(self._stand())
 
     def _failure(self, job: Job, future: Future) -> Failure | None:
         "What the run answered; or what became of its worker."
@@ -135,7 +135,7 @@ class _Course:
         self.failed[job.folder.name] = failure
         self.say(f"{job.folder.name} failed: {failure.error}")
 
-    def _status(self) -> str:
+    def _stand(self) -> str:
         "How far the sweep is."
         runs = len({*(j.folder for j in self.waiting), *self.over, *(j.folder for j in self.running.values())})
         return f"{len(self.over)} of {runs} runs" + f", {len(self.failed)} failed" * bool(self.failed)

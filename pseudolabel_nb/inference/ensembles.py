@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserError, lookup, register
+from ..core import UserError, pick, registering
 from .predictions import Predictions, levels, with_background, write_predictions
 from ..measures.metrics import quantize
 
@@ -26,7 +26,7 @@ def register_combination(
     name: str, # what `combine(how=)` will call it
 ) -> Callable:
     "Decorator: make `f(probs (M, C, H, W), weights (M,) or None) -> (C, H, W)` available by name. Large images come in strips, so it must treat each pixel for itself."
-    return register(combinations, name)
+    return registering(combinations, name)
 
 # %% ../../nbs/inference/02_ensembles.ipynb #c6a247df
 @register_combination("mean")
@@ -92,7 +92,7 @@ def combine_probs(
     weights: Sequence[float] | Tensor | None = None, # (M,) at least 0, for "weighted"
 ) -> Tensor: # (C, H, W) float32
     "The members made one. Pure; raises `UserError` for an unknown rule, or for weights or a number of members that the rule cannot use."
-    return lookup(combinations, how, "combination")(probs, shares(weights, len(probs)))
+    return pick(combinations, how, "combination")(probs, shares(weights, len(probs)))
 
 # %% ../../nbs/inference/02_ensembles.ipynb #483347c4
 strip = 2 ** 18 # pixels that are combined at a time

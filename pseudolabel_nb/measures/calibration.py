@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import UserError, lookup, random_stream
+from ..core import UserError, pick, random_stream
 from .metrics import threshold_edges
 from .statistics import percentile_interval, resample_weights
 
@@ -113,7 +113,7 @@ def calibrate(
     method: str = "isotonic", # "none", "temperature", "platt" or "isotonic"
 ) -> np.ndarray: # (bins,): the calibrated probability of each bin
     "What a pixel in each bin of the histogram should have been given; raises `UserError` for an unknown method."
-    return lookup(calibrations, method, "calibration")(_two_rows(hist))
+    return pick(calibrations, method, "calibration")(_two_rows(hist))
 
 # %% ../../nbs/measures/06_calibration.ipynb #a07668df
 def ratio_threshold(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import UserError, lookup, random_stream
+from ..core import UserError, pick, random_stream
 from .calibration import calibrate
 from .metrics import best_threshold, threshold_edges
 from .prior import best_bin_prior
@@ -76,7 +76,7 @@ def estimate_shift(
     _check_both(known, pixels)
     rng = random_stream(seed, "prior shift")
     draws = list(zip(resample_weights(len(known), n, rng), resample_weights(len(pixels), n, rng))) if min(len(known), len(pixels)) > 1 else []
-    return [_estimate(name, lookup(estimators, name, "estimate of the prior"), known, pixels, draws, confidence) for name in methods]
+    return [_estimate(name, pick(estimators, name, "estimate of the prior"), known, pixels, draws, confidence) for name in methods]
 
 def _check_both(known: np.ndarray, pixels: np.ndarray) -> None:
     "Raise `UserError` where an estimate would divide by 0."

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, lookup, register, seed_torch
+from ..core import UserError, pick, registering, seed_torch
 
 # %% ../../nbs/models/00_networks.ipynb #393650b9
 def two_logits(
@@ -30,7 +30,7 @@ def register_network(
     name: str, # what `network=` will call it
 ) -> Callable:
     "Decorator: make `f(channels, n_classes, **options) -> nn.Module` available by name."
-    return register(networks, name)
+    return registering(networks, name)
 
 # %% ../../nbs/models/00_networks.ipynb #d8665734
 @register_network("unet")
@@ -70,12 +70,12 @@ def build_network(
     **options, # to the registered function
 ) -> nn.Module: # in channels-last memory format
     "A freshly initialized network; the same seed gives the same weights. Raises `UserError` for an unknown name or option."
-    make = lookup(networks, name, "network")
+    make = pick(networks, name, "network")
     if unknown := set(options) - set(inspect.signature(make).parameters):
         raise UserError(f"network {name!r} has no option {', '.join(sorted(unknown))}; expected some of: {', '.join([*list(inspect.signature(make).parameters)[2:], 'precision'])}")
     seed_torch(seed, "weights")
     made = make(channels, n_classes, **options).to(memory_format=torch.channels_last)
-    made.precision = str(lookup(precisions, precision, "precision")).removeprefix("torch.")
+    made.precision = str(pick(precisions, precision, "precision")).removeprefix("torch.")
     return made
 
 precisions = dict(float32=torch.float32, bfloat16=torch.bfloat16)

@@ -12,5 +12,5 @@ from .copy_paste import copy_paste
 from .threshold import EveryPixel
 
 # %% ../../nbs/strategies/18_best.ipynb #b516c2b6
-best = replace(copy_paste, name="best", selector=EveryPixel(), student=replace(copy_paste.student, mixing="paste", views="strong", rotations="quarter"),
+best = replace(copy_paste, name="best", selector=EveryPixel(), student=replace(copy_paste.student, mixing="paste", views="strong", turns="quarter"),
     about="labeled foreground pasted into unlabeled windows in strong views, every pixel labeled by its more probable class: what came out best where labels are far too few")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..cards import bar, block, card, code, facts, fields_card, masks, table
-from ..core import UserError, lookup, register
+from ..core import UserError, pick, registering
 from ..inference.ensembles import combinations
 from ..inference.predictions import Predictions, bins
 
@@ -148,7 +148,7 @@ def register_shape(
     name: str, # what `Moving(shape=)` will call it
 ) -> Callable:
     "Decorator: make `f(t) -> share of the way`, both from 0 to 1, available by name."
-    return register(shapes, name)
+    return registering(shapes, name)
 
 @dataclass(frozen=True)
 class Moving(Schedule):
@@ -158,7 +158,7 @@ class Moving(Schedule):
     stop: float = 0.60
     shape: str = "linear" # in equal steps; or cosine, fast (most of the way at first), slow, or one's own by `register_shape`
 
-    def __post_init__(self): lookup(shapes, self.shape, "shape of a schedule")
+    def __post_init__(self): pick(shapes, self.shape, "shape of a schedule")
 
     def value(self, round: int, rounds: int) -> float:
         "The field's value in round `round` (from 1) of `rounds`."
@@ -198,7 +198,7 @@ class Teacher:
     def __post_init__(self):
         check_choice("teacher.who", self.who, ("student", "average", "peer"))
         check_choice("teacher.source", self.source, ("seeds", "snapshots"))
-        lookup(combinations, self.combine, "teacher.combine")
+        pick(combinations, self.combine, "teacher.combine")
         if not self.members >= 1: raise UserError(f"teacher.members is {self.members}; expected a whole number of at least 1, such as 3")
         if not 0 <= self.pretraining < 1: raise UserError(f"teacher.pretraining is {self.pretraining}; expected a share of the first teacher's steps from 0 (none) to below 1, such as 0.5")
         if self.decay is not None and not 0 <= self.decay < 1: raise UserError(f"teacher.decay is {self.decay}; expected a number from 0 (the student itself) to below 1, such as 0.99")
@@ -214,7 +214,7 @@ class Student:
     start: str = "continue" # "continue" from the last accepted student, or "restart" from fresh weights
     networks: int = 1 # 2: they teach each other
     views: str = "weak" # of pseudo-labeled windows: "weak" as the labeled ones, "strong", or "two_strong"
-    rotations: str = "" # of pseudo-labeled windows: "quarter" or "any", as in the settings; "": as those of the labeled ones
+    turns: str = "" # of pseudo-labeled windows: "quarter" or "any", as in the settings; "": as those of the labeled ones
     mixing: str = "none" # of windows: "cutmix", "paste", "copy_paste", "both", or one's own by `register_mixing`
     feature_dropout: float = 0.0 # share of the encoder's channels that are dropped in one more pass, in [0, 1)
     loss: str = "" # of pseudo-labeled windows, a registered name; "": that of labeled ones
@@ -230,7 +230,7 @@ class Student:
         if self.sampling == "pooled" and (self.loss or self.mixing in ("paste", "copy_paste", "both") or self.views == "two_strong" or self.feature_dropout):
             raise UserError("student.sampling is 'pooled', which makes one batch with one loss; expected 'paired' for a loss of its own, pasting, two_strong or feature_dropout, so set student.sampling=paired")
 
-_choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labeled", "unlabeled"), rotations=("", "quarter", "any"))
+_choices = dict(sampling=("pooled", "paired"), start=("continue", "restart"), views=("weak", "strong", "two_strong"), background=("labeled", "unlabeled"), turns=("", "quarter", "any"))
 
 # %% ../../nbs/strategies/00_parts.ipynb #b55abc9c
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..core import UserError, lookup, register
+from ..core import UserError, pick, registering
 
 # %% ../../nbs/training/03_augmentation.ipynb #78169b1a
 augmentations: dict[str, Callable] = {}
@@ -20,13 +20,13 @@ def register_augmentation(
     name: str, # what `augment=` will call it
 ) -> Callable:
     "Decorator: make `f(image, rng) -> image` available by name."
-    return register(augmentations, name)
+    return registering(augmentations, name)
 
 def augmentation(
     name: str, # "weak", "strong", "none", or one's own
 ) -> Callable: # (image, rng) -> image
     "The augmentation called `name`; `UserError` lists the known ones if there is none."
-    return lookup(augmentations, name, "augmentation")
+    return pick(augmentations, name, "augmentation")
 
 # %% ../../nbs/training/03_augmentation.ipynb #b3cb9231
 @register_augmentation("weak")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import UserError, append_jsonl, process_number, progress, random_stream, seed_shared, seed_torch, stop_if_asked
-from ..data.loading import Batch, CropSampler, batch_at
+from ..data.loading import Batch, Windows, batch_at
 from ..models.checkpoints import load_matching, load_network, load_tensors, restore_training, save_network, save_tensors, training_state
 from ..models.distributed import share_gradients
 from ..models.networks import Ema, build_network
@@ -84,8 +84,8 @@ def drawing(
     "The function that gives the batch of a step."
     fair = isinstance(pseudo, UnlabeledImages) or phase.student.loss in whole_batch_losses # such a loss takes the prior for the share of foreground in these windows
     aim = 0.0 if fair else settings.foreground_share
-    labeled = CropSampler(phase.labeled, settings.crop, settings.foreground_share, settings.rotations)
-    others = CropSampler(pseudo, settings.crop, aim, phase.student.rotations or settings.rotations) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
+    labeled = Windows(phase.labeled, settings.crop, settings.foreground_share, settings.turns)
+    others = Windows(pseudo, settings.crop, aim, phase.student.turns or settings.turns) if pseudo is not None and len(pseudo) and phase.student.weight > 0 else None
     weak, strong, seed = augmentation(settings.augment), augmentation("strong"), member_seed(phase.seed, phase.member)
     views = dict(weak=(weak,), strong=(strong,), two_strong=(strong, strong))[phase.student.views]
     return lambda step: batch_at(step, labeled, others, settings.batch_size, phase.student.sampling, seed, phase.number, weak, views)

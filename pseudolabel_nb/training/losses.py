@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UserError, register
+from ..core import UserError, registering
 from ..models.networks import two_logits
 
 # %% ../../nbs/training/01_losses.ipynb #b6eb61f8
@@ -59,7 +59,7 @@ def register_loss(
 ) -> Callable:
     "Decorator: make `f(logits, target, weight, is_pseudo, prior=None, probs=None) -> scalar` available by name."
     if whole_batch: whole_batch_losses.add(name)
-    return register(losses, name)
+    return registering(losses, name)
 
 @register_loss("cross_entropy")
 def cross_entropy_loss(logits: Tensor, target: Tensor, weight: Tensor, is_pseudo: Tensor, prior: tuple | None = None, probs: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import lookup, register
+from ..core import pick, registering
 
 # %% ../../nbs/training/04_mixing.ipynb #a98b3a57
 class Part(NamedTuple):
@@ -114,7 +114,7 @@ def register_mixing(
     name: str, # what `student.mixing=` will call it
 ) -> Callable:
     "Decorator: make `f(labeled, pseudo, rng) -> (labeled, pseudo)` available by name."
-    return register(mixings, name)
+    return registering(mixings, name)
 
 @register_mixing("none")
 def unmixed(labeled: Part, pseudo: Part, rng: np.random.Generator) -> tuple[Part, Part]:
@@ -141,4 +141,4 @@ def mix(
     rng: np.random.Generator,
 ) -> tuple[Part, Part]: # labeled, pseudo
     "Both parts, mixed."
-    return lookup(mixings, name, "mixing")(labeled, pseudo, rng)
+    return pick(mixings, name, "mixing")(labeled, pseudo, rng)

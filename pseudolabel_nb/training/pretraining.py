@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import random_stream
 from ..data.images import ImageSet
-from ..data.loading import Batch, CropSampler
+from ..data.loading import Batch, Windows
 from ..models.checkpoints import load_tensors, save_network
 from ..models.distributed import forward
 from ..models.networks import build_network
@@ -39,7 +39,7 @@ def hidden_patches(
 
 def restoration_batch(
     step: int, # from 0
-    windows: CropSampler,
+    windows: Windows,
     batch_size: int,
     seed: int,
     view: Callable, # (image (channels, h, w), rng) -> image; of what stays visible
@@ -76,7 +76,7 @@ class Restorer(Trainer):
     def drawing(self) -> Callable[[int], Batch]:
         "Windows of any image by quarter turns, which keep them sharp; none of them aimed."
         s = self.settings
-        windows, view = CropSampler(UnlabeledImages(self.phase.labeled), s.crop, 0.0), augmentation(s.augment)
+        windows, view = Windows(UnlabeledImages(self.phase.labeled), s.crop, 0.0), augmentation(s.augment)
         return lambda step: restoration_batch(step, windows, s.batch_size, self.phase.seed, view)
 
     def loss(self, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UserError, lookup
+from ..core import UserError, pick
 from ..models.networks import two_logits
 from .losses import per_pixel, register_loss
 
@@ -49,7 +49,7 @@ def nnpu_risk(
     surrogate: str = "sigmoid", # or "logistic"
 ) -> Tensor: # scalar
     "Non-negative positive–unlabeled risk with the gradient of Algorithm 1 (Kiryo 2017); 0 where P or U is empty."
-    cost = lookup(surrogates, surrogate, "surrogate")
+    cost = pick(surrogates, surrogate, "surrogate")
     if not (len(scores_p) and len(scores_u)): return 0 * (scores_p.sum() + scores_u.sum())
     positives = prior * cost(scores_p).mean()
     negatives = cost(-scores_u).mean() - prior * cost(-scores_p).mean()

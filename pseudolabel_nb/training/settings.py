@@ -24,7 +24,7 @@ class Settings:
     warmup: float = 0.05 # share of the steps over which the learning rate rises
     ema: float = 0.99 # decay a step of the averaged weights, which predict
     foreground_share: float = 0.5 # of the windows, centered on a foreground pixel
-    rotations: str = "quarter" # of all windows: "quarter", the eight orientations; "any", every angle and 0.8 to 1.25 times as large
+    turns: str = "quarter" # of all windows: "quarter", the eight orientations; "any", every angle and 0.8 to 1.25 times as large
     augment: str = "weak" # of labeled and pseudo-labeled windows alike
     loss: str = "ce_dice"
     network: str = "unet"
@@ -45,5 +45,5 @@ class Settings:
         if not 0 <= self.foreground_share <= 1: raise UserError(f"foreground_share is {self.foreground_share}; expected a share from 0 to 1, such as 0.5")
         if not 0 <= self.gate <= 1: raise UserError(f"gate is {self.gate}; expected a probability from 0 (accept every student) to 1, such as 0.75")
         if self.decision not in ("best", "steady"): raise UserError(f"decision is {self.decision!r}; expected best or steady")
-        if self.rotations not in ("quarter", "any"): raise UserError(f"turns is {self.turns!r}; expected quarter or any")
+        if self.turns not in ("quarter", "any"): raise UserError(f"turns is {self.turns!r}; expected quarter or any")
         if not self.learning_rate > 0: raise UserError(f"learning_rate is {self.learning_rate}; expected a number over 0, such as 0.003")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import lookup
+from ..core import pick
 from ..data.loading import Batch
 from ..inference.streaming import flip_averaged
 from ..models.distributed import forward
@@ -95,7 +95,7 @@ def joined(
 
 def _loss(name: str, logits: Tensor, part: Part, weight: Tensor, lesson: Lesson) -> Tensor:
     "The registered loss of a part."
-    return lookup(losses, name, "loss")(logits, part.target, weight, part.is_pseudo, prior=lesson.prior, probs=part.probs)
+    return pick(losses, name, "loss")(logits, part.target, weight, part.is_pseudo, prior=lesson.prior, probs=part.probs)
 
 def _weighed(part: Part, weight: float) -> Tensor:
     "Pixel weights in which what is pseudo-labeled weighs `weight` against what is labeled."
@@ -107,7 +107,7 @@ def _supervised(logits: Tensor, labeled: Part, lesson: Lesson) -> Tensor:
 
 def _from_labels(network: nn.Module, batch: Batch, lesson: Lesson) -> Tensor:
     "The loss of a batch that has labeled windows alone: a weight a window is enough."
-    return lookup(losses, lesson.loss, "loss")(forward(network, batch.images), batch.masks, torch.ones(len(batch.images), device=batch.images.device), batch.is_pseudo, prior=lesson.prior, probs=None)
+    return pick(losses, lesson.loss, "loss")(forward(network, batch.images), batch.masks, torch.ones(len(batch.images), device=batch.images.device), batch.is_pseudo, prior=lesson.prior, probs=None)
 
 def _forward(network: nn.Module, parts: list[Part]) -> list[Tensor]:
     "Logits of each part, from one pass."

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import UserError, from_dict, lookup, read_json, to_dict
+from ..core import UserError, from_dict, pick, read_json, to_dict
 from ..data.fingerprint import changed_splits, fingerprints
 from ..data.images import Data, ImageSet, Item
 from ..data.splits import divide_by_group, labeled_ids
@@ -91,8 +91,8 @@ def _check_foreground(data: Data) -> None:
 
 def _check(strategy: Strategy, settings: Settings, n_classes: int) -> None:
     "`UserError` for what a strategy cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
-    lookup(mixings, strategy.student.mixing, "student.mixing")
-    for what, name in (("loss", settings.loss), ("student.loss", strategy.student.loss or settings.loss), ("teacher.loss", strategy.teacher.loss or settings.loss)): lookup(losses, name, what)
+    pick(mixings, strategy.student.mixing, "student.mixing")
+    for what, name in (("loss", settings.loss), ("student.loss", strategy.student.loss or settings.loss), ("teacher.loss", strategy.teacher.loss or settings.loss)): pick(losses, name, what)
     if settings.loss in whole_batch_losses: raise UserError(f"loss is {settings.loss!r}, which learns from labeled and unlabeled windows together; expected a loss of labeled ones, such as ce_dice, so set teacher.loss or student.loss instead")
     if strategy.live and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
     if strategy.teacher.source == "snapshots" and strategy.teacher.members > settings.evaluations:

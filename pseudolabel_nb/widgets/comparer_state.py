@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import UserError, lookup
+from ..core import UserError, pick
 from ..runs.compare import Comparison, RunFacts, find_runs, read_facts
 from ..runs.curves import plot_curves, plot_ratio
 from .comparer_figures import image_choices, plot_paired, say, show_image
@@ -38,7 +38,7 @@ class ComparerSettings:
     image: str = "" # id of the image shown; "": the first one
 
     def __post_init__(self):
-        for kind, known, value in (("order", ORDERS, self.order), ("view", VIEWS, self.view), ("curve", CURVES, self.curve), ("metric", METRICS, self.metric)): lookup(dict.fromkeys(known), value, kind)
+        for kind, known, value in (("order", ORDERS, self.order), ("view", VIEWS, self.view), ("curve", CURVES, self.curve), ("metric", METRICS, self.metric)): pick(dict.fromkeys(known), value, kind)
         if self.rows < 1: raise UserError(f"rows is {self.rows}; expected at least 1 row a page, such as 10")
 
 # %% ../../nbs/widgets/03a_comparer_state.ipynb #50ad6e41
@@ -219,7 +219,7 @@ class ComparerState:
         s, names = self.settings, self.columns()
         return [row(f, names) for f in self.found()[s.page * s.rows:(s.page + 1) * s.rows]]
 
-    def lookup(self, name: str, on: bool = True) -> None:
+    def pick(self, name: str, on: bool = True) -> None:
         "Add one run to the picked ones, or take it away."
         now = set(self.settings.picked)
         self.change(picked=tuple(now | {name} if on else now - {name}))

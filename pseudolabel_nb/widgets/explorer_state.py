@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..core import UserError, lookup
+from ..core import UserError, pick
 from ..data.images import Data, ImageSet
 from ..diagnostics.class_ratio import ClassRatio, class_ratio
 from ..inference.predictions import Predictions, bins
@@ -43,8 +43,8 @@ class ExplorerSettings:
     opacity: float = 0.35 # of the fill, in [0, 1]
 
     def __post_init__(self):
-        lookup(dict.fromkeys(ORDERS), self.order, "order")
-        for layer in self.layers: lookup(dict.fromkeys(LAYERS), layer, "layer")
+        pick(dict.fromkeys(ORDERS), self.order, "order")
+        for layer in self.layers: pick(dict.fromkeys(LAYERS), layer, "layer")
         shares = {"opacity": self.opacity, "center": self.center[0], "center (second)": self.center[1]}
         for name, value in shares.items():
             if not 0 <= value <= 1: raise UserError(f"{name} is {value}; expected a number from 0 to 1, such as 0.5")
@@ -122,7 +122,7 @@ class ExplorerState:
 
     def preset_thresholds(self, preset: str) -> tuple[float, ...]:
         "The thresholds that a preset sets on these predictions; raises `UserError` where it makes no pseudo-labels."
-        if lookup(strategies, preset, "strategy").selector is None: raise UserError(f"preset {preset!r} makes no pseudo-labels; expected one of: {', '.join(self.presets)}")
+        if pick(strategies, preset, "strategy").selector is None: raise UserError(f"preset {preset!r} makes no pseudo-labels; expected one of: {', '.join(self.presets)}")
         return tuple(float(t) for t in self.fitted(strategy(preset)).thresholds)
 
     @property
