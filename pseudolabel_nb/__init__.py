@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.orientation": ["read_picks"],
         "data.picked": ["open_picked"],
         "data.preparation": ["Preparation", "mark_picks", "prepare"],
+        "data.readers": ["Part", "Reader", "Reading", "ReadOptions", "register_reader"],
         "data.sources": ["open_images", "open_unlabeled"],
         "data.synthetic": ["micrographs"],
         "diagnostics.advice": ["advise"],

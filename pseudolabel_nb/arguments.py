@@ -151,6 +151,8 @@ def _add_data(g) -> None:
     g.add_argument("--group-regex", help=r"what in a file name tells the group that must not be split, e.g. '_(r\d+_c\d+)'")
     g.add_argument("--groups", help="instead: a CSV with the columns image and group, or a field of COCO's images")
     g.add_argument("--crowds", choices=("ignore", "object"), default="ignore", help="how COCO outlines with iscrowd: 1 are read")
+    g.add_argument("--unannotated", choices=("empty", "unlabeled"), default="empty",
+                   help="COCO images without annotations: without objects, or not looked at yet")
     g.add_argument("--on-invalid", choices=("raise", "skip"), default="raise", help="annotations that cannot be used: stop, or leave out and count")
 
 def _add_comparison(g) -> None:

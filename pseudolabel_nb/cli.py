@@ -46,7 +46,7 @@ def _one_voice(): # -> a context
 def _as_flags(line: str) -> str:
     "What a notebook would write, as one types it here: on_invalid=\"skip\" is --on-invalid skip."
     flag = lambda m: f"--{m[1].replace('_', '-')}" + f" {m[2]}" * (m[2] != "True")
-    return re.sub(r'\b(multiclass|boxes|mask_values|on_invalid|crowds)="?(\w+)"?', flag, line)
+    return re.sub(r'\b(multiclass|boxes|mask_values|on_invalid|crowds|unannotated)="?(\w+)"?', flag, line)
 
 # %% ../nbs/90_cli.ipynb #78a02852
 def _say(line) -> None:
@@ -166,7 +166,7 @@ def read_masks(
 ) -> Iterator: # uint8 (H, W): 0, 1, 255 = ignore
     "All mask images of a folder, one by one; `UserError` where there are none."
     from pseudolabel_nb.data.files import image_files
-    from pseudolabel_nb.data.sources import decide, read_mask
+    from pseudolabel_nb.data.conventions import decide, read_mask
     if not Path(folder).is_dir(): raise UserError(f"{folder}: no such folder; expected a folder of mask images, so check the path")
     files = image_files(Path(folder))
     if not files: raise UserError(f"{folder}: holds no images; expected masks as PNG, TIFF or JPG, so check the path")
@@ -262,7 +262,8 @@ def _predict(a: argparse.Namespace) -> None:
     "The command pseudolabel-predict, after parsing."
     for name in a.plugins: load_plugin(name)
     import torch
-    from pseudolabel_nb.data.sources import image_folder, open_unlabeled
+    from pseudolabel_nb.data.image_folders import image_folder
+    from pseudolabel_nb.data.sources import open_unlabeled
     from pseudolabel_nb.experiments.picking import pick_images, picking_summary
     from pseudolabel_nb.runs.run import open_run
     if a.threads: torch.set_num_threads(a.threads)

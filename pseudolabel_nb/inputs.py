@@ -62,13 +62,14 @@ def open_data(a: argparse.Namespace): # -> Data
         from pseudolabel_nb.data.synthetic import micrographs
         return micrographs()
     if a.picks: return _open_picked(a)
-    options = {name: getattr(a, name) for name in ("multiclass", "boxes", "mask_values", "group_regex", "groups", "on_invalid", "crowds")}
+    options = {name: getattr(a, name) for name in ("multiclass", "boxes", "mask_values", "group_regex", "groups", "on_invalid", "crowds",
+                                               "unannotated")}
     if not a.data_dir and not (given["train"] and given["val"]):
         raise UserError("no data is named: found neither --data-dir nor both of --train-data-dir and --val-data-dir; expected one of the two, or --demo for the built-in micrographs")
     data = open_images(a.data_dir, **options) if a.data_dir else Data(Path(given["train"]).name)
     for split, path in given.items():
         if path: data = _with_split(data, split, open_images(path, split=split, **options))
-    if a.unlabeled_data_dir: data = replace(data, unlabeled=open_unlabeled(a.unlabeled_data_dir, group_regex=a.group_regex))
+    if a.unlabeled_data_dir: data = _with_unlabeled(data, open_unlabeled(a.unlabeled_data_dir, group_regex=a.group_regex))
     return _reduced(a, _same_channels(data))
 
 def _preparation(a: argparse.Namespace): # -> Preparation | None
@@ -88,7 +89,7 @@ def _open_picked(a: argparse.Namespace): # -> Data
     if not a.data_dir or not a.diameter: raise UserError(f"--picks {a.picks}: found no {'--data-dir' if not a.data_dir else '--diameter'}; expected the folder of the micrographs and the diameter of a particle in px, so add it")
     return open_picked(a.data_dir, a.picks, a.diameter, y=a.picks_y, group_regex=a.group_regex, preparation=_preparation(a), cache=Path(a.output_dir).absolute() / "prepared", pixel=a.pixel)
 
-data_names = "demo data_dir train_data_dir val_data_dir test_data_dir unlabeled_data_dir picks diameter picks_y longest working_pixel pixel multiclass boxes mask_values group_regex groups crowds on_invalid".split()
+data_names = "demo data_dir train_data_dir val_data_dir test_data_dir unlabeled_data_dir picks diameter picks_y longest working_pixel pixel multiclass boxes mask_values group_regex groups crowds unannotated on_invalid".split()
 
 def source_of(a: argparse.Namespace) -> dict:
     "The arguments that name the data, for a run folder: what differs from the defaults, paths from the root."
@@ -99,7 +100,15 @@ def source_of(a: argparse.Namespace) -> dict:
 def _with_split(data, split: str, other): # Data, name, Data -> Data
     "`data` with the split of `other`; `UserError` where the classes differ."
     if data.splits and data.classes != other.classes: raise UserError(f"--{split}-data-dir has the classes {', '.join(other.classes)}, the others have {', '.join(data.classes)}; expected the same, so give all splits the same categories")
-    return replace(data, **{split: getattr(other, split)}, classes=other.classes, notes=tuple(dict.fromkeys((*data.notes, *other.notes))))
+    more = {"unlabeled": other.unlabeled} if split == "train" and other.unlabeled is not None else {} # without a mask
+    notes = tuple(dict.fromkeys((*data.notes, *other.notes)))
+    return replace(data, **{split: getattr(other, split)}, **more, classes=other.classes, notes=notes)
+
+def _with_unlabeled(data, images): # Data, ImageSet -> Data
+    "`data` with other unlabeled images; a note says how many it had before."
+    had = 0 if data.unlabeled is None else len(data.unlabeled)
+    note = (f"{had:,} unlabeled images of the data set left out, since --unlabeled-data-dir names others",) * bool(had)
+    return replace(data, unlabeled=images, notes=(*data.notes, *note))
 
 def _same_channels(data): # Data -> Data
     "All splits with as many channels as the richest."

@@ -129,7 +129,7 @@ def test_cryotransformer_export(tmp_path):
     particles = [annotation(id=0, iscrowd=1), annotation(id=1, iscrowd=1, bbox=[-4, -4, 8, 8]), annotation(id=2, image_id=1, bbox=[0, 0, 0, 0])]
     data = open_images(coco_folder(tmp_path, annotations=particles))
     assert data.train.mask(0)[8, 8] == 1 and data.train.mask(0)[0, 0] == 1 and data.train.mask(1).sum() == 0
-    assert len(data.notes) == 1
+    assert len(data.notes) == 2
     for part in ("2 boxes drawn as ellipses", "1 boxes clipped", "1 dummy boxes", "2 boxes with iscrowd: 1 read as objects", "1 images without objects"): assert part in data.notes[0]
 
 def test_crowd_region_is_ignored_unless_told(tmp_path):
@@ -187,8 +187,9 @@ def test_mask_of_another_size(tmp_path):
 def test_mask_missing_and_mask_alone(tmp_path):
     root = mask_folder(tmp_path)
     (root / "masks/1.png").unlink()
-    complaint(lambda: open_images(root), "images/1.png", "no mask of that name", "unlabeled/")
-    assert "1 file without" in open_images(root, on_invalid="skip").notes[1]
+    assert "train: 2 of 3 images have a mask; the other 1 is unlabeled" in open_images(root).notes
+    complaint(lambda: open_images(root, split="val"), "images/1.png", "no mask of that name", "unlabeled/")
+    assert "1 file without" in open_images(root, split="val", on_invalid="skip").notes[1]
     (root / "images/1.png").unlink(); (root / "images/2.png").unlink()
     complaint(lambda: open_images(root), "masks/2.png", "no image of that name")
 
@@ -230,7 +231,7 @@ def test_stack_is_refused(tmp_path):
 @pytest.mark.parametrize("values, expected", [((0, 1), {0, 1}), ((0, 255), {0, 1}), ((0, 1, 255), {0, 1, 255})])
 def test_mask_values(tmp_path, values, expected):
     data = open_images(mask_folder(tmp_path, values))
-    assert set(np.unique(data.train.mask(0))) == expected and len(data.notes) == 1 and "/".join(map(str, values)) in data.notes[0]
+    assert set(np.unique(data.train.mask(0))) == expected and len(data.notes) == 2 and "/".join(map(str, values)) in data.notes[0]
 
 @pytest.mark.parametrize("values", ["auto", "threshold", "nonzero", "0/1"])
 def test_masks_of_one_bit(tmp_path, values):

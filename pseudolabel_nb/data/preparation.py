@@ -23,7 +23,7 @@ from .files import image_files, read_pixels
 from .fingerprint import digest
 from .images import Cache, Data, ImageSet, Item
 from .masks import draw_box
-from .sources import read_mask
+from .conventions import read_mask
 
 # %% ../../nbs/data/13_preparation.ipynb #461fbb3d
 def fourier_resize(
