@@ -62,7 +62,7 @@ def test_every_remedy_can_be_typed():
     for name in pathologies:
         for f in examine(constructed(name, 1)).findings:
             if f.remedy: assert strategy(f.remedy.strategy, **f.remedy.changes).name == f.remedy.strategy
-    call = Remedy("limited", {"selector__ratio": 2.0, "student__start": "restart"}).call
+    call = Remedy("limited", {"selector__ratio": 2.0, "start": "restart"}).call
     assert eval(call, {"strategy": strategy}) == strategy("limited", selector__ratio=2.0, start="restart") # noqa: S307 our own text
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 def config(strategy: str = "naive", seed: int = 0, ratio: float = 0.05, data: str = "micrographs", rate: float = 0.003, **student) -> dict:
     "As `begin` writes it."
     selector = None if strategy == "supervised" else dict(kind="ClassBalanced", foreground=0.6, background=0.8, ratio=2.0, tolerance=0.1)
-    return dict(data=data, classes=["background", "particle"], read=[f"{data}: masks"], labeled_ratio=ratio, seed=seed,
+    return dict(data=data, classes=["background", "particle"], n_classes=2, channels=1, read=[f"{data}: masks"], labeled_ratio=ratio, seed=seed,
                 strategy=dict(kind="Strategy", name=strategy, selector=selector, schedule=dict(kind="Constant"), teacher=dict(kind="Teacher", flips=False, members=1),
                             method=dict(dict(kind="SelfTraining", weight=1.0, paired=False), **student), rounds=3, prior=None, about="a line of prose"),
                 settings=dict(kind="Settings", steps=400, learning_rate=rate, batch_size=4, network="unet", network_options=dict(widths=[8, 16])))

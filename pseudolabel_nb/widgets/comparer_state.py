@@ -219,7 +219,7 @@ class ComparerState:
         s, names = self.settings, self.columns()
         return [row(f, names) for f in self.found()[s.page * s.rows:(s.page + 1) * s.rows]]
 
-    def lookup(self, name: str, on: bool = True) -> None:
+    def pick(self, name: str, on: bool = True) -> None:
         "Add one run to the picked ones, or take it away."
         now = set(self.settings.picked)
         self.change(picked=tuple(now | {name} if on else now - {name}))
