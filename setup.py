@@ -1,4 +1,5 @@
-"Everything the package says about itself comes from settings.ini, the README and the version in pseudolabel_nb/__init__.py."
+"""Everything the package says about itself comes from settings.ini, the README and the version in
+pseudolabel_nb/__init__.py."""
 import re
 from configparser import ConfigParser
 from pathlib import Path

@@ -1,6 +1,8 @@
-"""Every notebook as a page: nbdev runs `show_doc` and links names (nbs/ → _proc/), this file lays the pages out (→ _docs/source), Sphinx draws them (→ _docs/html).
+"""Every notebook as a page: nbdev runs `show_doc` and links names (nbs/ → _proc/), this file lays the pages out (→
+_docs/source), Sphinx draws them (→ _docs/html).
 
-The outputs stored in the notebooks are shown; nothing is trained. A new notebook appears by itself, in its folder's section, in the order of the numbers.
+The outputs stored in the notebooks are shown; nothing is trained. A new notebook appears by itself, in its folder's
+section, in the order of the numbers.
 """
 import os
 import re
@@ -13,10 +15,13 @@ from tables import command_pages, strategy_table
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSED, SOURCE, HTML = ROOT / "_proc", ROOT / "_docs/source", ROOT / "_docs/html"
 
-# Sections in the order of the sidebar; a folder (or a notebook beside index) that is not named here comes last, under its own name.
+# Sections in the order of the sidebar; a folder (or a notebook beside index) that is not named here comes last, under
+# its own name.
 SECTIONS = {
     "tutorials": ("Tutorials", "How to use it, from the first run to your own data."),
-    "strategies": ("Strategies", "Which pseudo-labels are trusted: the parts of a strategy, a notebook for each strategy. [Which one?](#which-one) A table below the list tells."),
+    "strategies": ("Strategies",
+                   ("Which pseudo-labels are trusted: the parts of a strategy, a notebook for each "
+                    "strategy. [Which one?](#which-one) A table below the list tells.")),
     "diagnostics": ("Diagnostics", "What is wrong with pseudo-labels, and what to try next."),
     "training": ("Training", "Losses, augmentation, the one loop, and rounds."),
     "experiments": ("Experiments", "Sweeps, action plans and reports."),
@@ -38,8 +43,10 @@ QUARTO_ATTRIBUTES = re.compile(r"(?<=[)\]])\{[^}\n]*\}|(?<=\S)[ \t]+\{[.#][^}\n]
 OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\((?:\.\./)+([\w./-]+)\)")
 LINK = re.compile(r"\]\(([^)\s:]+?)\.(ipynb|html)(?:#([^)\s]*))?\)")
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.M | re.S)
-PLAIN = re.compile(r"(^```.*?^```[ \t]*$|\{\w+\}`[^`]+`|\[[^\]]*\]\([^)]*\))", re.M | re.S)  # where names stay as they are: code, roles such as {term}, links
-MADE = {"strategies": strategy_table, "commands": command_pages}  # what follows the list of chapters on a section's first page
+# where names stay as they are: code, roles such as {term}, links
+PLAIN = re.compile(r"(^```.*?^```[ \t]*$|\{\w+\}`[^`]+`|\[[^\]]*\]\([^)]*\))", re.M | re.S)
+# what follows the list of chapters on a section's first page
+MADE = {"strategies": strategy_table, "commands": command_pages}
 
 
 def process() -> None:
@@ -79,11 +86,13 @@ def slug(name: str) -> str:
 
 def anchors(notebook) -> set[str]:
     "The anchors of the definitions on a page."
-    return {slug(m) for cell in notebook.cells if cell.cell_type == "markdown" for m in re.findall(r"^#+ `([\w.]+)`$", cell.source, re.M)}
+    return {slug(m) for cell in notebook.cells if cell.cell_type == "markdown" for m in re.findall(
+                r"^#+ `([\w.]+)`$", cell.source, re.M)}
 
 
 def markdown(text: str, page: str, known: dict[str, set[str]]) -> str:
-    "Markdown as MyST reads it: Quarto's own syntax translated or taken away, links pointing at pages; code is left alone."
+    """Markdown as MyST reads it: Quarto's own syntax translated or taken away, links pointing at pages; code is left
+    alone."""
     parts = FENCE.split(text)
     return "".join(part if i % 2 else prose(part, page, known) for i, part in enumerate(parts))
 
@@ -108,7 +117,8 @@ def link(match: re.Match, page: str, known: dict[str, set[str]]) -> str:
     "One link to a notebook, or to a page as nbdev links it (from the root), as MyST resolves it."
     target, anchor = match[1], slug(match[3] or "")
     here = PurePosixPath(page).parent
-    full = PurePosixPath(target.lstrip("/")) if target.startswith("/") else PurePosixPath(os.path.normpath(here / target))
+    full = (
+        PurePosixPath(target.lstrip("/")) if target.startswith("/") else PurePosixPath(os.path.normpath(here / target)))
     name = page_name(Path(f"{full}.ipynb"))
     relative = os.path.relpath(name, here)
     return f"]({relative}.ipynb{'#' + anchor if anchor in known.get(name, ()) else ''})"
@@ -120,7 +130,8 @@ def lay_out(page: str, notebook, about: dict, known: dict[str, set[str]]) -> str
     for cell in notebook.cells:
         if cell.cell_type == "markdown": cell.source = markdown(cell.source, page, known)
     if "title" in about:
-        subtitle = f"\n\n{{.subtitle}}\n{markdown(about['description'], page, known)}" if about.get("description") else ""
+        subtitle = (
+            f"\n\n{{.subtitle}}\n{markdown(about['description'], page, known)}" if about.get("description") else "")
         notebook.cells.insert(0, mk_cell(f"# {about['title']}{subtitle}", "markdown"))
     notebook.cells = [c for c in notebook.cells if c.source.strip()]
     for i, cell in enumerate(notebook.cells): cell.id = f"cell-{i}"
@@ -136,13 +147,15 @@ def section_page(folder: str, pages: list[str], about: dict[str, dict]) -> str:
     "A section's first page: what it is about, and its chapters with their subtitles."
     title, intro = SECTIONS.get(folder, (folder.capitalize(), ""))
     paths = [os.path.relpath(p, folder) for p in pages]
-    rows = [f"- [{about[p].get('title', p)}]({path}.ipynb): {about[p].get('description', '')}" for p, path in zip(pages, paths)]
+    rows = [f"- [{about[p].get('title', p)}]({path}.ipynb): {about[p].get('description', '')}"
+            for p, path in zip(pages, paths)]
     made = MADE[folder]() if folder in MADE else ""
     return "\n".join([f"# {title}", "", intro, "", *rows, "", made, toctree(paths)])
 
 
 def written_pages(known: dict[str, set[str]]) -> dict[str, str]:
-    "The pages that are no notebooks, by name, in the order of the sidebar; links to notebooks, written from where the file lies, point at pages."
+    """The pages that are no notebooks, by name, in the order of the sidebar; links to notebooks, written from where the
+    file lies, point at pages."""
     files = {name: ROOT / f"docs/pages/{name}.md" for name in ("glossary", "bibliography", "dependencies")}
     files |= {name: ROOT / f"{name.upper()}.md" for name in ("contributing", "changelog")}
     texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
@@ -155,11 +168,13 @@ def linkify(text: str, page: str, known: dict[str, set[str]]) -> str:
     from nbdev.doclinks import NbdevLookup
     lookup = NbdevLookup()
     parts = PLAIN.split(text)
-    return "".join(part if i % 2 else LINK.sub(lambda m: link(m, page, known), lookup.linkify(part)) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else LINK.sub(lambda m: link(m, page, known), lookup.linkify(part))
+                   for i, part in enumerate(parts))
 
 
 def contents(pages: dict) -> dict[str, list[str]]:
-    "section → its pages, in the order of `SECTIONS`; a notebook beside index that `BESIDE` does not place is a section of its own."
+    """section → its pages, in the order of `SECTIONS`; a notebook beside index that `BESIDE` does not place is a
+    section of its own."""
     groups: dict[str, list[str]] = {}
     for page in pages:
         if page != "index": groups.setdefault(BESIDE.get(page, page.split("/")[0]), []).append(page)
@@ -174,7 +189,8 @@ def stage() -> dict[str, str]:
     about = {page: front_matter(notebook) for page, notebook in pages.items()}
     known = {page: anchors(notebook) for page, notebook in pages.items()}
     sections, texts = contents(pages), written_pages(known)
-    entries = [f"{SECTIONS.get(s, (s.capitalize(),))[0]} <{s if s in pages else s + '/index'}>" for s in sections] + list(texts)
+    entries = ([f"{SECTIONS.get(s, (s.capitalize(),))[0]} <{s if s in pages else s + '/index'}>" for s in sections]
+               + list(texts))
     if "index" in pages: pages["index"].cells.append(mk_cell(toctree(entries), "markdown"))
     files = {f"{page}.ipynb": lay_out(page, notebook, about[page], known) for page, notebook in pages.items()}
     files |= {f"{s}/index.md": section_page(s, members, about) for s, members in sections.items() if s not in pages}
@@ -183,11 +199,17 @@ def stage() -> dict[str, str]:
 
 
 def write(files: dict[str, str]) -> bool:
-    "Write what changed, remove what went, and bring along what notebooks refer to (pictures, tables). Has a page come or gone?"
+    """Write what changed, remove what went, and bring along what notebooks refer to (pictures, tables).
+
+    Has a page come or gone?"""
     before = {p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*") if p.suffix in (".ipynb", ".md")}
-    others = {p.relative_to(PROCESSED).as_posix(): p for p in PROCESSED.rglob("*") if p.is_file() and p.suffix not in (".ipynb", "", ".txt")}
+    others = {p.relative_to(PROCESSED).as_posix(): p
+              for p in PROCESSED.rglob("*") if p.is_file() and p.suffix not in (".ipynb", "", ".txt")}
     others |= {f"images/{p.name}": p for p in (ROOT / "docs/images").glob("*.svg")}
-    for old in [p for p in SOURCE.rglob("*") if p.is_file() and p.relative_to(SOURCE).as_posix() not in files.keys() | others.keys()]: old.unlink()
+    for old in [p
+                for p in SOURCE.rglob("*")
+                if p.is_file() and p.relative_to(SOURCE).as_posix() not in files.keys() | others.keys()]:
+        old.unlink()
     for name, text in files.items():
         path = SOURCE / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +225,8 @@ def main() -> int:
     process()
     anew = write(stage())  # what pages link to is remembered from the last time, also that it was not there
     if anew: shutil.rmtree(HTML, ignore_errors=True)
-    failed = sphinx([*["-E"] * anew, "-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCE), str(HTML)])
+    failed = sphinx(
+        [*["-E"] * anew, "-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCE), str(HTML)])
     if not failed: print(f"Written: {(HTML / 'index.html').relative_to(ROOT)}")
     return failed
 

@@ -1,8 +1,9 @@
 """How a notebook's cells become a page: the processor that nbdev runs last, and what it shares with the README.
 
-nbdev has by then put a call of `show_doc` for every exported definition right after the cell that defines it. Here it becomes a heading with the
-signature, read from the module, and the definition itself follows, folded. (nbdev would run the notebook's cells for that, all those with an import in them.)
-Hidden cells and imports go; a picture gets its text for those who cannot see it.
+nbdev has by then put a call of `show_doc` for every exported definition right after the cell that defines it. Here it
+becomes a heading with the signature, read from the module, and the definition itself follows, folded. (nbdev would run
+the notebook's cells for that, all those with an import in them.) Hidden cells and imports go; a picture gets its text
+for those who cannot see it.
 """
 import ast
 import re
@@ -32,7 +33,8 @@ def without_directives(source: str) -> str:
 def alt_text(source: str, before: str) -> str:
     "The cell's `#| fig-alt:`; without one, the last sentences of the markdown before it."
     if given := directives(source).get("fig-alt"): return given.strip("\"'")
-    paragraphs = [p for p in fence.sub("", before).split("\n\n") if p.strip() and "|" not in p and not p.startswith("#")]
+    paragraphs = [
+        p for p in fence.sub("", before).split("\n\n") if p.strip() and "|" not in p and not p.startswith("#")]
     plain = " ".join(markup.sub(r"\1", paragraphs[-1]).split()) if paragraphs else ""
     while len(plain) > 200 and (cut := re.search(r"[.;]\s+(?=\S)", plain)): plain = plain[cut.end():]
     return plain.rstrip(":") or "Figure drawn by the code above"
@@ -65,12 +67,15 @@ def module_of(notebook: str | Path):
 
 
 def documentation(call: str, names: dict, level: int) -> str:
-    """What `show_doc` says, as markdown under a heading of `level`: without its rule, the link to the source (which follows anyway)
-    and where types come from, with the names linked."""
-    text = eval(without_directives(call), {**names, "show_doc": show_doc})._repr_markdown_()  # noqa: S307 the notebook's own call
+    """What `show_doc` says, as markdown under a heading of `level`: without its rule, the link to the source (which
+    follows anyway) and where types come from, with the names linked."""
+    # the notebook's own call
+    text = eval(without_directives(call), {**names, "show_doc": show_doc})._repr_markdown_()  # noqa: S307
     text = re.sub(r"\A---\s*(\[source\]\([^)]*\)\S*.*\n+)?", "", text)
-    text = re.sub(r"\b(pseudolabel_nb(\.\w+)+|collections\.abc|typing|pathlib)\.(?=[A-Z])", "", text).replace("numpy.", "np.").replace("\n)->None:", "\n):")
-    return re.sub(r"^#+ (.*)$", lambda m: "#" * min(level, 6) + f" `{m[1]}`", NbdevLookup().linkify(text), count=1, flags=re.M)
+    text = re.sub(r"\b(pseudolabel_nb(\.\w+)+|collections\.abc|typing|pathlib)\.(?=[A-Z])", "",
+                  text).replace("numpy.", "np.").replace("\n)->None:", "\n):")
+    return re.sub(
+        r"^#+ (.*)$", lambda m: "#" * min(level, 6) + f" `{m[1]}`", NbdevLookup().linkify(text), count=1, flags=re.M)
 
 
 def insert_documentation(cells: list, text: str) -> None:
@@ -90,7 +95,8 @@ def code_cell(cell, before: str):
     if exported and only_imports(cell.source): return None
     said = "".join(f"#| {k}: {v}\n" for k, v in says.items())
     cell.source = without_directives(cell.source)
-    tags = ["hide-input"] * bool(exported) + ["remove-input"] * (says.get("echo") == "false") + ["remove-output"] * (says.get("output") == "false")
+    tags = ["hide-input"] * bool(exported) + ["remove-input"] * (says.get("echo") == "false") + ["remove-output"] * (
+        says.get("output") == "false")
     picture = {"image": {"alt": alt_text(said, before)}} if draws(cell.get("outputs", [])) else {}
     prompt = f"Source of {', '.join(defined(cell.source))}" if exported else ""
     cell.metadata = {"tags": tags, "mystnb": {"code_prompt_show": prompt, "code_prompt_hide": prompt, **picture}}
@@ -103,7 +109,8 @@ def defined(source: str) -> list[str]:
     names = []
     for node in ast.parse(source).body:
         if hasattr(node, "name"): names.append(node.name)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)): names.append(ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target))
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names.append(ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target))
     return names
 
 

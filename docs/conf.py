@@ -19,7 +19,8 @@ _config.read(ROOT / "settings.ini", encoding="utf-8")
 project = _config["DEFAULT"]["lib_name"]
 author = _config["DEFAULT"]["author"]
 copyright = author
-version = release = re.search(r'^__version__ = "(.+)"$', (ROOT / project / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+version = release = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / project / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 extensions = ["myst_nb"]
 nb_execution_mode = "off"

@@ -15,7 +15,8 @@ local_link = re.compile(r"(\]\()(?!\w+:|#|/)([^)\s]+)(?=[)\s])")
 
 
 def readable(cells: list) -> list:
-    "The cells without those that are hidden, without directives, with links that start at the root, and with texts for the pictures."
+    """The cells without those that are hidden, without directives, with links that start at the root, and with texts
+    for the pictures."""
     kept, before = [], ""
     for cell in cells:
         if cell.cell_type == "markdown":

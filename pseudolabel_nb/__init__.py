@@ -9,7 +9,8 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["arguments", "cards", "cli", "core", "data", "diagnostics", "experiments", "inference", "measures", "models", "runs", "strategies", "training", "widgets"],
+    submodules=["arguments", "cards", "cli", "core", "data", "diagnostics", "experiments", "inference", "measures",
+                "models", "runs", "strategies", "training", "widgets"],
     submod_attrs={
         "core": ["UserError"],
         "data.coordinates": ["Picks", "read_coordinates"],

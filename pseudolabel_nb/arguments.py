@@ -17,7 +17,9 @@ from .runs.settings import Settings
 
 # %% ../nbs/80_arguments.ipynb #4f303ac5
 class Parser(argparse.ArgumentParser):
-    "A wrong argument is one line, as every other error. What is not typed may stand in a file that --config names; --demo changes defaults."
+    """A wrong argument is one line, as every other error.
+
+    What is not typed may stand in a file that --config names; --demo changes defaults."""
     def error(self, message: str):
         "`UserError` in place of a usage text."
         raise UserError(f"{message}; see {self.prog} --help")
@@ -42,25 +44,30 @@ class Parser(argparse.ArgumentParser):
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     "Shows the defaults that can be typed."
-    def _get_help_string(self, action): return action.help if action.default in (None, []) or action.default is False else super()._get_help_string(action)
+    def _get_help_string(self, action):
+        return (action.help if action.default in (None, []) or action.default is False
+                else super()._get_help_string(action))
 
 def _list_of(kind: Callable) -> Callable:
     "Parser of a comma-separated list."
     def parse(text: str) -> list:
         "The list; an error where it is empty."
-        if not (parts := [p.strip() for p in text.split(",") if p.strip()]): raise argparse.ArgumentTypeError("found an empty list; expected at least one, commas between them")
+        if not (parts := [p.strip() for p in text.split(",") if p.strip()]):
+            raise argparse.ArgumentTypeError("found an empty list; expected at least one, commas between them")
         return [kind(p) for p in parts]
     parse.__name__ = f"list of {kind.__name__}"
     return parse
 
 def _share(text: str) -> float:
     "A number over 0 and at most 1."
-    if not 0 < (value := _number(text)) <= 1: raise argparse.ArgumentTypeError(f"found {text}; expected a share over 0 and at most 1; 5 % is written 0.05")
+    if not 0 < (value := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"found {text}; expected a share over 0 and at most 1; 5 % is written 0.05")
     return value
 
 def positive(text: str) -> float:
     "A finite number over 0."
-    if not 0 < (value := _number(text)) < math.inf: raise argparse.ArgumentTypeError(f"found {text}; expected a number over 0")
+    if not 0 < (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}; expected a number over 0")
     return value
 
 def _number(text: str) -> float:
@@ -72,7 +79,8 @@ def whole_number(least: int) -> Callable:
     "Parser of a whole number of at least `least`."
     def parse(text: str) -> int:
         "The number; an error where it is none or too small."
-        if not text.isdecimal() or int(text) < least: raise argparse.ArgumentTypeError(f"found {text}; expected a whole number of at least {least}")
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text}; expected a whole number of at least {least}")
         return int(text)
     return parse
 
@@ -81,19 +89,24 @@ demo_defaults = dict(labeled_ratios="0.05", steps=1200, crop=64, output_dir="dem
 def train_parser() -> Parser:
     "The arguments of pseudolabel-train."
     p = Parser("pseudolabel-train", formatter_class=Help, allow_abbrev=False,
-        description="Train pseudo-labeling strategies and the supervised baseline with the same labels and steps, and say whether pseudo-labels helped.",
-        epilog="example: pseudolabel-train --data-dir cells --labeled-ratios 0.05,0.10 --strategy naive,class_balanced --seeds 0,1,2 --output-dir out")
+               description="Train pseudo-labeling strategies and the supervised baseline with the "
+                           "same labels and steps, and say whether pseudo-labels helped.",
+               epilog="example: pseudolabel-train --data-dir cells --labeled-ratios 0.05,0.10 "
+                      "--strategy naive,class_balanced --seeds 0,1,2 --output-dir out")
     _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognized by looking)"))
     _add_comparison(p.add_argument_group("what is compared"))
     _add_training(p.add_argument_group("training, the same for all"))
-    p.add_argument("--from", dest="repeats", metavar="RUN", help="repeat a run from its folder instead, into --output-dir: what differs in versions or data is named; the data as recorded with the run, unless named here")
+    p.add_argument("--from", dest="repeats", metavar="RUN",
+                   help="repeat a run from its folder instead, into --output-dir: what differs in versions or "
+                        "data is named; the data as recorded with the run, unless named here")
     add_common(p)
     return p
 
 def sweep_parser() -> Parser:
     "The arguments of pseudolabel-sweep."
     p = Parser("pseudolabel-sweep", formatter_class=Help, allow_abbrev=False,
-        description="Do what pseudolabel-train does, by several worker processes or by a Dask cluster. A run that fails is written down, and the others go on.",
+        description="Do what pseudolabel-train does, by several worker processes or by a Dask "
+                    "cluster. A run that fails is written down, and the others go on.",
         epilog="example: pseudolabel-sweep --config sweep.toml --seeds 0,1,2,3 --workers 4")
     _add_workers(p.add_argument_group("who works"))
     _add_data(p.add_argument_group("data (COCO folders, images/ + masks/, or NPZ; recognized by looking)"))
@@ -105,7 +118,8 @@ def sweep_parser() -> Parser:
 def plan_parser() -> Parser:
     "The arguments of pseudolabel-plan."
     p = Parser("pseudolabel-plan", formatter_class=Help, allow_abbrev=False,
-        description="Try strategies phase by phase until one gains what is asked for on validation, or the budget is spent; say what was tried, why, and what follows.",
+        description="Try strategies phase by phase until one gains what is asked for on validation, or the "
+                    "budget is spent; say what was tried, why, and what follows.",
         epilog="example: pseudolabel-plan --data-dir cells --goal 3 --max-runs 24 --minutes 120 --output-dir plan")
     _add_plan(p.add_argument_group("the plan"))
     _add_workers(p.add_argument_group("who works"))
@@ -116,88 +130,146 @@ def plan_parser() -> Parser:
 
 def _add_plan(g) -> None:
     "Goal, budget, phases."
-    g.add_argument("--output-dir", default="pseudolabel-plan", help="plan.md, plan.json, run folders and tables; the same command again goes on there, and finished runs of a sweep count")
-    g.add_argument("--goal", type=float, default=3.0, help="points of F1 over the supervised runs, on validation, at which to stop")
-    g.add_argument("--max-runs", type=whole_number(1), help="runs that the plan may begin, baseline and tuning included; as many as it takes if not given")
-    g.add_argument("--minutes", type=float, help="minutes on the clock, all calls together; as many as it takes if not given")
-    g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05", help="shares of the training images whose labels are used")
-    g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0,1,2", help="each changes labels, initial weights and order; one seed is no evidence")
-    g.add_argument("--phase", dest="phases", metavar="STRATEGIES", type=_list_of(str), action="append", default=[], help="strategies, and strategy files (.toml, .json), of a phase, in place of those of the plan; once for each phase")
-    g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers strategies, networks or losses of your own; may be repeated")
+    g.add_argument("--output-dir", default="pseudolabel-plan",
+                   help="plan.md, plan.json, run folders and tables; the same command again "
+                        "goes on there, and finished runs of a sweep count")
+    g.add_argument("--goal", type=float, default=3.0,
+                   help="points of F1 over the supervised runs, on validation, at which to stop")
+    g.add_argument("--max-runs", type=whole_number(1),
+                   help="runs that the plan may begin, baseline and tuning included; as many as it takes if not given")
+    g.add_argument(
+        "--minutes", type=float, help="minutes on the clock, all calls together; as many as it takes if not given")
+    g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05",
+                   help="shares of the training images whose labels are used")
+    g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0,1,2",
+                   help="each changes labels, initial weights and order; one seed is no evidence")
+    g.add_argument("--phase", dest="phases", metavar="STRATEGIES", type=_list_of(str), action="append", default=[],
+                   help="strategies, and strategy files (.toml, .json), of a phase, in "
+                        "place of those of the plan; once for each phase")
+    g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[],
+                   help="import a Python module, or a file ending in .py, that registers "
+                        "strategies, networks or losses of your own; may be repeated")
 
 def _add_workers(g) -> None:
     "Processes or a cluster, and a file for all of it."
-    g.add_argument("--config", metavar="FILE", help="a TOML file with these arguments by their names, settings also in a table [settings]; what is typed wins")
-    g.add_argument("--workers", type=whole_number(1), default=1, help="processes, with one thread each unless --threads says more; 1: this process")
-    g.add_argument("--dask", metavar="ADDRESS", help="instead: the scheduler of a Dask cluster, tcp://…, or its scheduler file, ….json")
+    g.add_argument(
+        "--config", metavar="FILE",
+        help="a TOML file with these arguments by their names, settings also in a table [settings]; what is typed wins")
+    g.add_argument("--workers", type=whole_number(1), default=1,
+                   help="processes, with one thread each unless --threads says more; 1: this process")
+    g.add_argument("--dask", metavar="ADDRESS",
+                   help="instead: the scheduler of a Dask cluster, tcp://…, or its scheduler file, ….json")
 
 def _add_data(g) -> None:
     "Where images and labels are, and how they are read."
-    g.add_argument("--demo", action="store_true", help="use the built-in micrographs; changes the defaults to " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in demo_defaults.items()))
+    g.add_argument("--demo", action="store_true",
+                   help="use the built-in micrographs; changes the defaults to "
+                   + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in demo_defaults.items()))
     g.add_argument("--data-dir", help="a folder that holds all splits: train, val and, perhaps, test")
     g.add_argument("--train-data-dir", help="training images with labels")
     g.add_argument("--val-data-dir", help="validation images with labels: choose threshold, round and gate")
-    g.add_argument("--test-data-dir", help="test images with labels: scored once; without it half of validation reports")
+    g.add_argument(
+        "--test-data-dir", help="test images with labels: scored once; without it half of validation reports")
     g.add_argument("--unlabeled-data-dir", help="more images, without labels")
-    g.add_argument("--picks", help="the particles in the micrographs of --data-dir, in place of masks: STAR, BOX, CBOX, TSV, CSV or .cs, a file or a folder with one an image")
+    g.add_argument("--picks",
+                   help="the particles in the micrographs of --data-dir, in place of masks: STAR, BOX, "
+                        "CBOX, TSV, CSV or .cs, a file or a folder with one an image")
     g.add_argument("--diameter", type=positive, help="with --picks: of a particle, px of the micrographs")
-    g.add_argument("--picks-y", choices=("auto", "down", "up"), default="auto", help="with --picks: which way y points in them; found out by looking at the images")
+    g.add_argument("--picks-y", choices=("auto", "down", "up"), default="auto",
+                   help="with --picks: which way y points in them; found out by looking at the images")
     g.add_argument("--longest", type=whole_number(16), help="reduce images to so many px on their longest side")
     g.add_argument("--working-pixel", type=positive, help="instead: reduce images to a pixel of so many Å")
     g.add_argument("--pixel", type=positive, help="Å of the images, where their files do not say")
-    g.add_argument("--multiclass", action="store_true", help="keep categories apart instead of merging them into one foreground")
-    g.add_argument("--boxes", choices=("ellipse", "filled"), default="ellipse", help="how COCO boxes without outline are drawn")
-    g.add_argument("--mask-values", default="auto", help="what values mean in mask files: auto, 0/1, 0/255, 0/1/255, threshold, nonzero or classes")
-    g.add_argument("--group-regex", help=r"what in a file name tells the group that must not be split, e.g. '_(r\d+_c\d+)'")
+    g.add_argument(
+        "--multiclass", action="store_true", help="keep categories apart instead of merging them into one foreground")
+    g.add_argument(
+        "--boxes", choices=("ellipse", "filled"), default="ellipse", help="how COCO boxes without outline are drawn")
+    g.add_argument("--mask-values", default="auto",
+                   help="what values mean in mask files: auto, 0/1, 0/255, 0/1/255, threshold, nonzero or classes")
+    g.add_argument(
+        "--group-regex", help=r"what in a file name tells the group that must not be split, e.g. '_(r\d+_c\d+)'")
     g.add_argument("--groups", help="instead: a CSV with the columns image and group, or a field of COCO's images")
-    g.add_argument("--crowds", choices=("ignore", "object"), default="ignore", help="how COCO outlines with iscrowd: 1 are read")
+    g.add_argument(
+        "--crowds", choices=("ignore", "object"), default="ignore", help="how COCO outlines with iscrowd: 1 are read")
     g.add_argument("--unannotated", choices=("empty", "unlabeled"), default="empty",
                    help="COCO images without annotations: without objects, or not looked at yet")
-    g.add_argument("--on-invalid", choices=("raise", "skip"), default="raise", help="annotations that cannot be used: stop, or leave out and count")
+    g.add_argument("--on-invalid", choices=("raise", "skip"), default="raise",
+                   help="annotations that cannot be used: stop, or leave out and count")
 
 def _add_comparison(g) -> None:
     "Strategies, ratios, seeds."
-    g.add_argument("--output-dir", default="pseudolabel-output", help="run folders and tables; the same command again goes on there")
-    g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05,0.10", help="shares of the training images whose labels are used")
-    g.add_argument("--strategy", type=_list_of(str), default="naive,limited,class_balanced", help="strategies, see --list-strategies, and strategy files (.toml, .json), or all; the supervised baseline is always trained")
-    g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0", help="each changes labels, initial weights and order; one seed is no evidence")
-    g.add_argument("--confidence-threshold", type=_share, help="of the strategies with one constant threshold; if not given, their own: 0.70 in naive, limited and weighted")
-    g.add_argument("--n-iterations", type=whole_number(1), help="rounds of teacher, pseudo-labels, student, where a teacher predicts once a round; if not given, each strategy's own: 3 in most, 1 where the teacher predicts at every step")
-    g.add_argument("--prior", type=_share, help="foreground / (foreground + background) of the unlabeled images, e.g. 0.04; if not given, that of the labeled ones")
-    g.add_argument("--set", dest="changes", metavar="PART.FIELD=VALUE", action="append", default=[], help="change all strategies, e.g. method.weight=0.5; the value as in JSON, or a word; may be repeated, and all changes are made at once")
-    g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers strategies, networks or losses of your own; may be repeated")
+    g.add_argument("--output-dir", default="pseudolabel-output",
+                   help="run folders and tables; the same command again goes on there")
+    g.add_argument("--labeled-ratios", type=_list_of(_share), default="0.05,0.10",
+                   help="shares of the training images whose labels are used")
+    g.add_argument("--strategy", type=_list_of(str), default="naive,limited,class_balanced",
+                   help="strategies, see --list-strategies, and strategy files (.toml, .json), "
+                        "or all; the supervised baseline is always trained")
+    g.add_argument("--seeds", type=_list_of(whole_number(0)), default="0",
+                   help="each changes labels, initial weights and order; one seed is no evidence")
+    g.add_argument("--confidence-threshold", type=_share,
+                   help="of the strategies with one constant threshold; if not given, "
+                        "their own: 0.70 in naive, limited and weighted")
+    g.add_argument("--n-iterations", type=whole_number(1),
+                   help="rounds of teacher, pseudo-labels, student, where a teacher predicts once a round; if not "
+                        "given, each strategy's own: 3 in most, 1 where the teacher predicts at every step")
+    g.add_argument("--prior", type=_share,
+                   help="foreground / (foreground + background) of the unlabeled "
+                        "images, e.g. 0.04; if not given, that of the labeled ones")
+    g.add_argument("--set", dest="changes", metavar="PART.FIELD=VALUE", action="append", default=[],
+                   help="change all strategies, e.g. method.weight=0.5; the value as in JSON, or a "
+                        "word; may be repeated, and all changes are made at once")
+    g.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[],
+                   help="import a Python module, or a file ending in .py, that registers "
+                        "strategies, networks or losses of your own; may be repeated")
     g.add_argument("--list-strategies", action="store_true", help="print the strategies with a line each, and stop")
 
 def _add_training(g) -> None:
     "The fields of `Settings` that one changes."
     known = {f.name: f.default for f in fields(Settings)}
-    g.add_argument("--steps", type=int, default=known["steps"], help="optimizer steps of a run, its teacher and all rounds together; the baseline gets as many")
-    g.add_argument("--teacher-share", type=float, default=known["teacher_share"], help="of the steps, for the first teacher; the rounds share the rest")
-    g.add_argument("--learning-rates", type=_list_of(float), default="0.001,0.003", help="tried for the supervised baseline; the best on validation is used by all")
-    g.add_argument("--batch-size", type=int, default=known["batch_size"], help="labeled windows a step; as many again with pseudo-labels")
+    g.add_argument("--steps", type=int, default=known["steps"],
+                   help="optimizer steps of a run, its teacher and all rounds together; the baseline gets as many")
+    g.add_argument("--teacher-share", type=float, default=known["teacher_share"],
+                   help="of the steps, for the first teacher; the rounds share the rest")
+    g.add_argument("--learning-rates", type=_list_of(float), default="0.001,0.003",
+                   help="tried for the supervised baseline; the best on validation is used by all")
+    g.add_argument("--batch-size", type=int, default=known["batch_size"],
+                   help="labeled windows a step; as many again with pseudo-labels")
     g.add_argument("--crop", type=int, default=known["crop"], help="side of a training window, px")
     g.add_argument("--network", default=known["network"], help="a registered network: unet or basic_unet")
     g.add_argument("--augment", default=known["augment"], help="weak, strong or none")
-    g.add_argument("--gate", type=float, default=known["gate"], help="probability of a gain from which on a round's student is accepted")
-    g.add_argument("--tile", type=int, default=known["tile"], help="larger images are predicted in overlapping tiles of this side, px")
+    g.add_argument("--gate", type=float, default=known["gate"],
+                   help="probability of a gain from which on a round's student is accepted")
+    g.add_argument("--tile", type=int, default=known["tile"],
+                   help="larger images are predicted in overlapping tiles of this side, px")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     g.add_argument("--threads", type=whole_number(1), help="CPU threads (left to torch if not given)")
-    g.add_argument("--setting", dest="more_settings", metavar="FIELD=VALUE", action="append", default=[], help="any other field of Settings, e.g. evaluations=10; the value as in JSON, or a word; may be repeated")
+    g.add_argument(
+        "--setting", dest="more_settings", metavar="FIELD=VALUE", action="append", default=[],
+        help="any other field of Settings, e.g. evaluations=10; the value as in JSON, or a word; may be repeated")
 
 def diagnose_parser() -> Parser:
     "The arguments of pseudolabel-diagnose."
     p = Parser("pseudolabel-diagnose", formatter_class=Help, allow_abbrev=False,
-        description="Say why pseudo-labels do not help, and what to try: of a run, or of two folders of masks.",
-        epilog="example: pseudolabel-diagnose out/runs/naive-r0.05-s0 --html diagnosis.html, or pseudolabel-diagnose out/pseudo_masks train/masks")
-    p.add_argument("what", metavar="RUN_OR_PSEUDO_MASKS", help="a run folder, or a folder of pseudo-masks; 255 beside 0 and 1 is ignored")
-    p.add_argument("real_masks", nargs="?", help="with pseudo-masks: a folder of real ones, not necessarily of the same images")
+               description="Say why pseudo-labels do not help, and what to try: of a run, or of two folders of masks.",
+               epilog="example: pseudolabel-diagnose out/runs/naive-r0.05-s0 --html diagnosis.html, "
+                      "or pseudolabel-diagnose out/pseudo_masks train/masks")
+    p.add_argument("what", metavar="RUN_OR_PSEUDO_MASKS",
+                   help="a run folder, or a folder of pseudo-masks; 255 beside 0 and 1 is ignored")
+    p.add_argument(
+        "real_masks", nargs="?", help="with pseudo-masks: a folder of real ones, not necessarily of the same images")
     p.add_argument("--html", metavar="FILE", help="write the diagnosis with its pictures as one HTML page, too")
-    p.add_argument("--pseudo-values", default="auto", help="what values mean in the pseudo-masks: auto, 0/1, 0/255, 0/1/255, threshold or nonzero")
+    p.add_argument("--pseudo-values", default="auto",
+                   help="what values mean in the pseudo-masks: auto, 0/1, 0/255, 0/1/255, threshold or nonzero")
     p.add_argument("--real-values", default="auto", help="the same for the real masks")
     g = p.add_argument_group("a run")
-    g.add_argument("--round", type=whole_number(0), help="the round to look at; if not given, the last one with predictions")
-    g.add_argument("--oracle", action="store_true", help="look at hidden labels, where there are some, and show the truth beside each estimate: for benchmarks")
-    g.add_argument("--device", default="cpu", help="where the teacher is asked about the validation images: cpu, cuda, cuda:1, mps")
+    g.add_argument(
+        "--round", type=whole_number(0), help="the round to look at; if not given, the last one with predictions")
+    g.add_argument(
+        "--oracle", action="store_true",
+        help="look at hidden labels, where there are some, and show the truth beside each estimate: for benchmarks")
+    g.add_argument("--device", default="cpu",
+                   help="where the teacher is asked about the validation images: cpu, cuda, cuda:1, mps")
     _add_data(p.add_argument_group("data of the run; if none is named, as recorded with it"))
     add_common(p)
     return p
@@ -218,19 +290,26 @@ def config_arguments(
     "What a file says, as arguments; `UserError` for a name that no flag has."
     from pseudolabel_nb.strategies.strategy_files import read_toml
     table = {name.replace("_", "-"): value for name, value in read_toml(path).items()}
-    flags = {{"changes": "set", "plugins": "plugin", "phases": "phase", "more_settings": "setting", "repeats": "from"}.get(k, k).replace("_", "-") for k in known} - {"config"}
+    flags = {{"changes": "set", "plugins": "plugin", "phases": "phase", "more_settings": "setting",
+              "repeats": "from"}.get(k, k).replace("_", "-") for k in known} - {"config"}
     settings = table.pop("settings", {})
-    if not isinstance(settings, dict): raise UserError(f"settings is {settings!r:.40}; expected a table, [settings], with lines such as steps = 400")
+    if not isinstance(settings, dict):
+        raise UserError(f"settings is {settings!r:.40}; expected a table, [settings], with lines such as steps = 400")
     for name, value in settings.items(): # a field with a flag of its own is that flag
         if (flag := name.replace("_", "-")) in flags: table.setdefault(flag, value)
         else: table["setting"] = {**table.get("setting", {}), name: value}
-    if extra := sorted(set(table) - flags): raise UserError(f"unknown name {', '.join(map(repr, extra))}; expected one of: {', '.join(sorted(flags))}, settings")
+    if extra := sorted(set(table) - flags):
+        raise UserError(
+            f"unknown name {', '.join(map(repr, extra))}; expected one of: {', '.join(sorted(flags))}, settings")
     return [a for name, value in table.items() for a in _as_typed(name, value)]
 
 def _as_typed(name: str, value) -> list[str]:
     "A name and its value as one would type them."
     if isinstance(value, bool): return [f"--{name}"] * value
-    if isinstance(value, dict) and name in ("set", "setting"): return [f"--{name}={k}={json.dumps(v)}" for k, v in value.items()]
-    if isinstance(value, dict): raise UserError(f"{name} is a table; expected a value or a list, so write it as one types it after --{name}")
-    if isinstance(value, list) and name in ("set", "setting", "plugin", "phase"): return [f"--{name}={v}" for v in value]
+    if isinstance(value, dict) and name in ("set", "setting"):
+        return [f"--{name}={k}={json.dumps(v)}" for k, v in value.items()]
+    if isinstance(value, dict):
+        raise UserError(f"{name} is a table; expected a value or a list, so write it as one types it after --{name}")
+    if isinstance(value, list) and name in ("set", "setting", "plugin", "phase"):
+        return [f"--{name}={v}" for v in value]
     return [f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]

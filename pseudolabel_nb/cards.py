@@ -40,16 +40,21 @@ def table(
     head: Sequence = (), # of the columns
 ) -> Html:
     "Rows below a head; it scrolls by itself where it is wider than the page."
-    wrap = lambda cell: "normal" if isinstance(cell, Html) else "normal;min-width:16em" if len(str(cell)) > 40 else "nowrap"
-    line = lambda row, cell, more="": tag("tr", *(tag(cell, c, style=_cells + wrap(c) + more) for c in row), style="background:none")
+    wrap = (lambda cell: "normal" if isinstance(cell, Html)
+            else "normal;min-width:16em" if len(str(cell)) > 40
+            else "nowrap")
+    line = lambda row, cell, more="": tag(
+        "tr", *(tag(cell, c, style=_cells + wrap(c) + more) for c in row), style="background:none")
     lines = [line(head, "th", ";font-weight:600;border-bottom:1px solid rgba(128,128,128,.5)")] if len(head) else []
-    return tag("div", tag("table", *lines, *(line(row, "td") for row in rows), style=_tables), style="overflow-x:auto", tabindex="0", role="region", **{"aria-label": "table"})
+    return tag("div", tag("table", *lines, *(line(row, "td") for row in rows), style=_tables), style="overflow-x:auto",
+               tabindex="0", role="region", **{"aria-label": "table"})
 
 def facts(
     pairs: Iterable[tuple], # name, value; pairs with the value None or "" are left out
 ) -> Html:
     "A table of names and values."
-    return table([(tag("span", name, style="opacity:.75"), value) for name, value in pairs if value is not None and value != ""])
+    return table(
+        [(tag("span", name, style="opacity:.75"), value) for name, value in pairs if value is not None and value != ""])
 
 def items(
     lines: Iterable, # text or `Html`
@@ -78,10 +83,13 @@ def bar(
     "A bar in the color of the text around it."
     fill = "repeating-linear-gradient(45deg,currentColor 0 2px,transparent 2px 5px)" if striped else "currentColor"
     size = f"height:.8em;width:{width * min(1, max(0, share)):.2f}em"
-    return tag("span", style=f"display:inline-block;box-sizing:border-box;vertical-align:middle;margin-right:8px;{size};border:1px solid;opacity:.75;background:{fill}")
+    return tag("span",
+               style="display:inline-block;box-sizing:border-box;vertical-align:middle;"
+                     f"margin-right:8px;{size};border:1px solid;opacity:.75;background:{fill}")
 
 # %% ../nbs/01_cards.ipynb #7dbf9fac
-TONES = {"ok": ("✓", "#009E73"), "note": ("i", "#56B4E9"), "warning": ("!", "#E69F00"), "severe": ("‼", "#D55E00")} # mark and color
+# mark and color
+TONES = {"ok": ("✓", "#009E73"), "note": ("i", "#56B4E9"), "warning": ("!", "#E69F00"), "severe": ("‼", "#D55E00")}
 
 def block(
     *parts, # of it
@@ -99,8 +107,10 @@ def card(
     "A frame with a title."
     edge = f"border-left:5px solid {TONES[tone][1]};" if tone else ""
     said = f"{TONES[tone][0]} {about}" if tone else about
-    head = tag("div", tag("b", title, style="font-size:14px"), tag("span", f"  {said}", style="opacity:.85;margin-left:.8em") if said else "")
-    style = f"max-width:64rem;border:1px solid rgba(128,128,128,.45);{edge}border-radius:6px;padding:8px 14px;margin:2px 0;font-size:13px;line-height:1.45"
+    head = tag("div", tag("b", title, style="font-size:14px"),
+               tag("span", f"  {said}", style="opacity:.85;margin-left:.8em") if said else "")
+    style = (f"max-width:64rem;border:1px solid rgba(128,128,128,.45);{edge}border-radius:6px;padding:8px "
+             "14px;margin:2px 0;font-size:13px;line-height:1.45")
     return tag("div", head, *parts, style=style)
 
 # %% ../nbs/01_cards.ipynb #e3127d54
@@ -109,7 +119,8 @@ def unusual(
 ) -> dict: # name -> value
     "Fields that have no default, or another value than it."
     usual = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(obj)}
-    return {name: value for name in usual if (value := getattr(obj, name)) is not usual[name] and not _same(value, usual[name])}
+    return {name: value
+            for name in usual if (value := getattr(obj, name)) is not usual[name] and not _same(value, usual[name])}
 
 def _same(a, b) -> bool:
     "Are both equal? Arrays are, if that is said of them as a whole."
@@ -130,7 +141,8 @@ def fields_card(
     own = unusual(obj)
     rest = [(f.name, brief(getattr(obj, f.name))) for f in fields(obj) if f.name not in own]
     value = lambda v: v if isinstance(v, str) else brief(v)
-    parts = [facts((name, value(v)) for name, v in own.items()) if own else Html(), fold(f"{len(rest)} as usual", facts(rest)) if rest else Html()]
+    parts = [facts((name, value(v)) for name, v in own.items()) if own else Html(),
+             fold(f"{len(rest)} as usual", facts(rest)) if rest else Html()]
     return card(type(obj).__name__, *parts, about="" if own else "all as usual")
 
 # %% ../nbs/01_cards.ipynb #2e2acd24
@@ -158,17 +170,24 @@ def mask_image(
     from PIL import Image
     step = max(1, -(-max(mask.shape) // side))
     colors = np.full((256, 3), 0xBB, np.uint8)
-    for k, color in enumerate((_kinds["background"], _kinds["foreground"], *_others)): colors[k] = list(bytes.fromhex(color[1:]))
+    for k, color in enumerate((_kinds["background"], _kinds["foreground"], *_others)):
+        colors[k] = list(bytes.fromhex(color[1:]))
     to = io.BytesIO()
     Image.fromarray(colors[np.asarray(mask)[::step, ::step]]).save(to, "PNG")
     height, width = (n * max(1, side // 2 // max(mask.shape)) for n in (-(-m // step) for m in mask.shape))
-    alt = f"mask of {' × '.join(map(str, mask.shape))} px: {(mask == 255).mean():.0%} ignored, {((mask > 0) & (mask < 255)).mean():.1%} foreground"
-    return tag("img", alt=alt, title=alt, src=f"data:image/png;base64,{base64.b64encode(to.getvalue()).decode()}", style=f"width:{width}px;height:{height}px;border:1px solid rgba(128,128,128,.6);margin:0 6px 0 0;image-rendering:pixelated;max-width:100%")
+    alt = (f"mask of {' × '.join(map(str, mask.shape))} px: {(mask == 255).mean():.0%} ignored, "
+           f"{((mask > 0) & (mask < 255)).mean():.1%} foreground")
+    return tag("img", alt=alt, title=alt, src=f"data:image/png;base64,{base64.b64encode(to.getvalue()).decode()}",
+               style=f"width:{width}px;height:{height}px;border:1px solid rgba(128,128,128,.6);margin:0 6px "
+                     "0 0;image-rendering:pixelated;max-width:100%")
 
 def masks(
     those: Iterable, # masks, (H, W) each
 ) -> Html:
     "Masks side by side, with a legend."
-    square = lambda color: tag("span", style=f"display:inline-block;width:.8em;height:.8em;border:1px solid;margin:0 .4em 0 1em;background:{color}")
-    legend = tag("div", *(html(square(color), name) for name, color in _kinds.items()), style="margin:2px 0 2px -1em;font-size:12px")
+    square = lambda color: tag(
+        "span",
+        style=f"display:inline-block;width:.8em;height:.8em;border:1px solid;margin:0 .4em 0 1em;background:{color}")
+    legend = tag("div", *(html(square(color), name) for name, color in _kinds.items()),
+                 style="margin:2px 0 2px -1em;font-size:12px")
     return tag("div", *(mask_image(m) for m in those), legend, style="margin:6px 0")

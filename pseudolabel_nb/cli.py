@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from .arguments import Help, Parser, add_common, diagnose_parser, plan_parser, positive, sweep_parser, train_parser, whole_number
+from .arguments import (
+    Help, Parser, add_common, diagnose_parser, plan_parser, positive, sweep_parser, train_parser, whole_number)
 from .core import UserError, hearing_interrupts, process_number
 from .inputs import data_names, load_plugin, open_data, strategies_of, settings_of, source_of
 
@@ -29,9 +30,17 @@ def run_command(
         where = getattr(arguments, "output_dir", where)
         with hearing_interrupts(), _one_voice(): return command(arguments) or 0
     except UserError as e: return _fail(e, f"error: {_as_flags(str(e))}", 2, argv)
-    except OSError as e: return _fail(e, f"error: {e.filename or where}: {e.strerror or e}; make room, check the permissions or choose another folder, then give the same command again", 2, argv)
+    except OSError as e:
+        return _fail(e,
+                     f"error: {e.filename or where}: {e.strerror or e}; make room, check the "
+                     "permissions or choose another folder, then give the same command again",
+                     2, argv)
     except KeyboardInterrupt: return _fail(None, "stopped; the same command goes on where it was", 130, argv)
-    except Exception as e: return _fail(e, f"unexpected {type(e).__name__}: {e}; this is a mistake in pseudolabel_nb, please report it with what --debug shows", 1, argv)
+    except Exception as e:
+        return _fail(e,
+                     f"unexpected {type(e).__name__}: {e}; this is a mistake in "
+                     "pseudolabel_nb, please report it with what --debug shows",
+                     1, argv)
 
 def _fail(error: BaseException | None, line: str, code: int, argv: Sequence[str] | None) -> int:
     "Print the line, and with --debug the traceback."
@@ -70,7 +79,9 @@ def _data_of(a: argparse.Namespace): # -> Data
 def _workers(a: argparse.Namespace): # -> a context with an executor, or None for this process
     "Who works on the runs."
     from pseudolabel_nb.experiments.clusters import dask_cluster, processes
-    if a.dask and a.workers > 1: raise UserError(f"--workers {a.workers} and --dask {a.dask} are both given; expected one of them, so leave one out")
+    if a.dask and a.workers > 1:
+        raise UserError(
+            f"--workers {a.workers} and --dask {a.dask} are both given; expected one of them, so leave one out")
     if a.dask: return dask_cluster(a.dask)
     return processes(a.workers, a.threads or 1) if a.workers > 1 else nullcontext()
 
@@ -87,10 +98,15 @@ def _sweep(a: argparse.Namespace) -> int: # the exit code
     data, out = with_test_set(data), Path(a.output_dir)
     _say(data)
     with _workers(a) if hasattr(a, "workers") else nullcontext() as executor:
-        done = sweep(data, strategies, a.labeled_ratios, a.seeds, out, settings, a.learning_rates, a.device, _say, executor, source_of(a))
-    if done.table: _say(f"\n{done.table}\n\nwritten: {out / 'summary.csv'}, {out / 'results.csv'}, and a folder for each run in {out / 'runs'}")
+        done = sweep(data, strategies, a.labeled_ratios, a.seeds, out, settings, a.learning_rates, a.device, _say,
+                     executor, source_of(a))
+    if done.table:
+        _say(f"\n{done.table}\n\n"
+             f"written: {out / 'summary.csv'}, {out / 'results.csv'}, and a folder for each run in {out / 'runs'}")
     for name, error in done.failed.items(): print(f"failed: {name}: {error}", file=sys.stderr)
-    if done.failed: print(f"{len(done.failed)} failed (error.json in the run folder says where); the same command tries again", file=sys.stderr)
+    if done.failed:
+        print(f"{len(done.failed)} failed (error.json in the run folder says where); the same command tries again",
+              file=sys.stderr)
     return int(bool(done.failed))
 
 def train(argv: Sequence[str] | None = None) -> int: # the exit code
@@ -108,7 +124,8 @@ def _repeat(a: argparse.Namespace) -> None:
     from pseudolabel_nb.runs.run import open_run
     run = open_run(a.repeats)
     named = _with_source(a, run.source)
-    again = repeat(run, _data_of(named), Path(a.output_dir) / run.folder.resolve().name, a.device, _say, source_of(named))
+    again = repeat(
+        run, _data_of(named), Path(a.output_dir) / run.folder.resolve().name, a.device, _say, source_of(named))
     _say(f"written: {again.folder}")
 
 def _with_source(a: argparse.Namespace, source: dict | None) -> argparse.Namespace:
@@ -126,11 +143,15 @@ def _plan(a: argparse.Namespace) -> int: # the exit code
     from pseudolabel_nb.strategies.strategy import strategy
     from pseudolabel_nb.strategies.strategy_files import read_strategy
     if a.threads: torch.set_num_threads(a.threads)
-    chosen = [[read_strategy(name) if name.endswith((".toml", ".json")) else strategy(name) for name in phase] for phase in a.phases or phases]
+    chosen = [[read_strategy(name) if name.endswith((".toml", ".json")) else strategy(name) for name in phase]
+              for phase in a.phases or phases]
     _say(data)
     with _workers(a) as executor:
-        plan = action_plan(data, a.output_dir, a.goal, a.max_runs, a.minutes, a.labeled_ratios, a.seeds, settings, a.learning_rates, chosen, a.device, _say, executor, source_of(a))
-    _say(f"\n{plan}\n\nwritten: {plan.out / 'plan.md'}, {plan.out / 'plan.json'}, the tables {plan.out / 'results.csv'} and {plan.out / 'summary.csv'}, and a folder for each run in {plan.out / 'runs'}")
+        plan = action_plan(data, a.output_dir, a.goal, a.max_runs, a.minutes, a.labeled_ratios, a.seeds, settings,
+                           a.learning_rates, chosen, a.device, _say, executor, source_of(a))
+    _say(f"\n{plan}\n\nwritten: {plan.out / 'plan.md'}, {plan.out / 'plan.json'}, the "
+         f"tables {plan.out / 'results.csv'} and {plan.out / 'summary.csv'}, and a folder "
+         f"for each run in {plan.out / 'runs'}")
     failed = [s for s in plan.steps if s.state == "failed"]
     for s in failed: print(f"failed: {s.strategy}: {s.error}", file=sys.stderr)
     return int(bool(failed))
@@ -145,7 +166,8 @@ def report_parser() -> Parser:
     p = Parser("pseudolabel-report", formatter_class=Help, allow_abbrev=False,
         description="Write a report of the runs in a folder: report.html to read, report.ipynb to go on from.",
         epilog="example: pseudolabel-report out")
-    p.add_argument("folder", help="the --output-dir of pseudolabel-train or pseudolabel-sweep; runs may still be going on")
+    p.add_argument(
+        "folder", help="the --output-dir of pseudolabel-train or pseudolabel-sweep; runs may still be going on")
     p.add_argument("--out", help="the folder to write into; if not given, the same")
     add_common(p)
     return p
@@ -167,23 +189,28 @@ def read_masks(
     "All mask images of a folder, one by one; `UserError` where there are none."
     from pseudolabel_nb.data.files import image_files
     from pseudolabel_nb.data.conventions import decide, read_mask
-    if not Path(folder).is_dir(): raise UserError(f"{folder}: no such folder; expected a folder of mask images, so check the path")
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; expected a folder of mask images, so check the path")
     files = image_files(Path(folder))
     if not files: raise UserError(f"{folder}: holds no images; expected masks as PNG, TIFF or JPG, so check the path")
     convention, n_classes, _ = decide(files, values, False)
     return (read_mask(f, convention, n_classes) for f in files)
 
 def _run_data(a: argparse.Namespace, run): # -> Data or None
-    "The images of a run; None, and a line that says why, where they are not named and those it was begun with are gone."
+    """The images of a run; None, and a line that says why, where they are not named and those it was begun with are
+    gone."""
     named = argparse.Namespace(**vars(_with_source(a, run.source)), output_dir=_prepared_for(run))
-    if not source_of(named): return _say("the run does not say where its images are: without --data-dir, only its own files are looked at")
+    if not source_of(named):
+        return _say("the run does not say where its images are: without --data-dir, only its own files are looked at")
     try: return open_data(named)
     except UserError as e:
         if source_of(a): raise
-        return _say(f"without the images, since they cannot be opened as recorded with the run ({e}); name them with --data-dir")
+        return _say("without the images, since they cannot be opened as recorded "
+                    f"with the run ({e}); name them with --data-dir")
 
 def _prepared_for(run) -> str:
-    "The --output-dir in whose prepared images the run was trained; if that is gone or cannot be written, a temporary one."
+    """The --output-dir in whose prepared images the run was trained; if that is gone or cannot be written, a temporary
+    one."""
     if os.access((out := run.folder.resolve().parent.parent) / "prepared", os.W_OK): return str(out)
     folder = tempfile.TemporaryDirectory(prefix="pseudolabel-prepared-")
     atexit.register(folder.cleanup)
@@ -202,8 +229,12 @@ def _diagnose_masks(a: argparse.Namespace): # -> Diagnosis
     from pseudolabel_nb.diagnostics.class_ratio import class_ratio
     from pseudolabel_nb.diagnostics.diagnosis import examine
     from pseudolabel_nb.diagnostics.gather import from_masks
-    if not Path(a.what).is_dir(): raise UserError(f"{a.what}: no such folder; expected a run folder or a folder of mask images, so check the path")
-    if a.real_masks is None: raise UserError(f"{a.what}: is no run folder (it has no config.json), and real_masks, to compare its masks with, is not named; expected one or the other; see pseudolabel-diagnose --help")
+    if not Path(a.what).is_dir():
+        raise UserError(
+            f"{a.what}: no such folder; expected a run folder or a folder of mask images, so check the path")
+    if a.real_masks is None:
+        raise UserError(f"{a.what}: is no run folder (it has no config.json), and real_masks, to compare its masks "
+                        "with, is not named; expected one or the other; see pseudolabel-diagnose --help")
     k = from_masks(read_masks(a.what, a.pseudo_values), read_masks(a.real_masks, a.real_values))
     _say(class_ratio(k.kept.sum(0), k.real.sum(0), len(k.kept), len(k.real)))
     return examine(k, "masks")
@@ -223,22 +254,42 @@ def diagnose(argv: Sequence[str] | None = None) -> int: # the exit code
 def predict_parser() -> Parser:
     "The arguments of pseudolabel-predict."
     p = Parser("pseudolabel-predict", formatter_class=Help, allow_abbrev=False,
-        description="Find the particles of all images of a folder with the network of a run, and write them for other programs; the same command again goes on where it was.",
-        epilog="example: pseudolabel-predict out/runs/class_balanced-r0.05-s0 MotionCorr/job002/Micrographs --out picks --format star,coco --diameter 108")
+               description="Find the particles of all images of a folder with the network of a run, and write "
+                           "them for other programs; the same command again goes on where it was.",
+               epilog="example: pseudolabel-predict out/runs/class_balanced-r0.05-s0 "
+                      "MotionCorr/job002/Micrographs --out picks --format star,coco --diameter 108")
     p.add_argument("run", metavar="RUN", help="a run folder, of which at least one round is done")
-    p.add_argument("images", metavar="IMAGES", help="folder of images (PNG, JPG, TIFF, MRC), in images/ if it has that; STAR and .cs files name it as it is typed here")
+    p.add_argument("images", metavar="IMAGES",
+                   help="folder of images (PNG, JPG, TIFF, MRC), in images/ if it has "
+                        "that; STAR and .cs files name it as it is typed here")
     p.add_argument("--out", dest="output_dir", metavar="OUT", default="picks", help="folder to write into")
-    p.add_argument("--format", dest="formats", default="star", help="some of star, box, cbox, csv, cs (coordinates), coco (pseudo-labels with outlines), mask (PNG), mrc (probabilities), commas between")
-    p.add_argument("--diameter", type=positive, help="of a particle, px of the images; if not given, the --diameter of training, or estimated from what is predicted")
-    p.add_argument("--threshold", type=float, help="particle where the probability is at least this; if not given, the run's, which was chosen on validation")
-    p.add_argument("--box-size", type=float, help="side of the boxes in box and cbox, px of the images; if not given, each particle's own diameter")
-    p.add_argument("--pixel", "--pixel-size", type=float, help="Å of the images, where their files do not say or say it wrong; if not given, the --pixel of training")
-    p.add_argument("--working-pixel", type=positive, help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
-    p.add_argument("--longest", "--working-size", type=whole_number(16), help="instead: reduce the images to so many px on their longest side")
-    p.add_argument("--tile", type=int, help="larger images are predicted in overlapping tiles of this side, px; if not given, as in training")
+    p.add_argument("--format", dest="formats", default="star",
+                   help="some of star, box, cbox, csv, cs (coordinates), coco (pseudo-labels with "
+                        "outlines), mask (PNG), mrc (probabilities), commas between")
+    p.add_argument("--diameter", type=positive,
+                   help="of a particle, px of the images; if not given, the --diameter of "
+                        "training, or estimated from what is predicted")
+    p.add_argument(
+        "--threshold", type=float,
+        help="particle where the probability is at least this; if not given, the run's, which was chosen on validation")
+    p.add_argument(
+        "--box-size", type=float,
+        help="side of the boxes in box and cbox, px of the images; if not given, each particle's own diameter")
+    p.add_argument(
+        "--pixel", "--pixel-size", type=float,
+        help="Å of the images, where their files do not say or say it wrong; if not given, the --pixel of training")
+    p.add_argument("--working-pixel", type=positive,
+                   help="reduce the images to pixels of so many Å before predicting; if not given, as in training")
+    p.add_argument("--longest", "--working-size", type=whole_number(16),
+                   help="instead: reduce the images to so many px on their longest side")
+    p.add_argument(
+        "--tile", type=int,
+        help="larger images are predicted in overlapping tiles of this side, px; if not given, as in training")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--threads", type=whole_number(1), help="CPU threads (left to torch if not given)")
-    p.add_argument("--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[], help="import a Python module, or a file ending in .py, that registers the run's network; may be repeated")
+    p.add_argument(
+        "--plugin", dest="plugins", metavar="MODULE_OR_FILE", action="append", default=[],
+        help="import a Python module, or a file ending in .py, that registers the run's network; may be repeated")
     add_common(p)
     return p
 
@@ -254,7 +305,9 @@ def _working(a: argparse.Namespace, run): # -> Preparation or None
 def _not_written(images, folder: Path, out: Path): # -> ImageSet
     "The images without those that were written into `out`, where it lies among them."
     folder, out = folder.resolve(), out.resolve()
-    if out == folder: raise UserError(f"{out}: holds the images; what is written there would be taken for more of them, so name another folder with --out")
+    if out == folder:
+        raise UserError(f"{out}: holds the images; what is written there would be taken for "
+                        "more of them, so name another folder with --out")
     if folder not in out.parents: return images
     return images.subset([id for id in images.ids if out not in (folder / id).parents])
 
@@ -270,9 +323,12 @@ def _predict(a: argparse.Namespace) -> None:
     run, folder = open_run(a.run), image_folder(a.images)
     images = _not_written(open_unlabeled(a.images, cache_bytes=0), folder, Path(a.output_dir))
     formats = [f.strip() for f in a.formats.split(",") if f.strip()]
-    diameter, pixel = ((run.source or {}).get(name) if given is None else given for name, given in (("diameter", a.diameter), ("pixel", a.pixel)))
-    picks = pick_images(run, images, a.output_dir, formats, threshold=a.threshold, diameter=diameter, tile=a.tile, device=a.device,
-                        preparation=_working(a, run), pixel=pixel, box=a.box_size, names=folder.as_posix())
+    diameter, pixel = (
+        (run.source or {}).get(name) if given is None else given
+        for name, given in (("diameter", a.diameter), ("pixel", a.pixel)))
+    picks = pick_images(
+        run, images, a.output_dir, formats, threshold=a.threshold, diameter=diameter, tile=a.tile, device=a.device,
+        preparation=_working(a, run), pixel=pixel, box=a.box_size, names=folder.as_posix())
     _say(picking_summary(picks, a.output_dir))
 
 def predict(argv: Sequence[str] | None = None) -> int: # the exit code

@@ -38,7 +38,8 @@ def _import_module(name: str) -> None:
     try: importlib.import_module(name)
     except ModuleNotFoundError as e:
         if not e.name or not f"{name}.".startswith(f"{e.name}."): raise # the module is there, and misses another
-        raise UserError(f"no module {e.name!r}; expected one in the current folder or an installed one, so check the name, or give a file ending in .py") from e
+        raise UserError(f"no module {e.name!r}; expected one in the current folder or an "
+                        "installed one, so check the name, or give a file ending in .py") from e
 
 def _find_first(folder: Path) -> None:
     "Look for modules in this folder, too."
@@ -47,8 +48,11 @@ def _find_first(folder: Path) -> None:
 def _line_in_plugin(error: BaseException) -> str:
     "Where in the plugin it went wrong, as the beginning of a sentence."
     ours = {f.__code__.co_filename for f in (load_plugin, import_file)}
-    lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours and "importlib" not in f.filename]
-    return f"{Path(lines[0].filename).name}, line {lines[0].lineno}: " if lines and not isinstance(error, SyntaxError) else ""
+    lines = [
+        f
+        for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours and "importlib" not in f.filename]
+    return (f"{Path(lines[0].filename).name}, line {lines[0].lineno}: " if lines and not isinstance(error, SyntaxError)
+            else "")
 
 # %% ../nbs/81_inputs.ipynb #a84f4ba4
 def open_data(a: argparse.Namespace): # -> Data
@@ -57,19 +61,24 @@ def open_data(a: argparse.Namespace): # -> Data
     from pseudolabel_nb.data.sources import open_images, open_unlabeled
     given = {s: getattr(a, f"{s}_data_dir") for s in ("train", "val", "test")}
     if a.demo:
-        if named := [f"--{s}-data-dir" for s, path in dict(given, unlabeled=a.unlabeled_data_dir).items() if path] + ["--data-dir"] * bool(a.data_dir):
-            raise UserError(f"--demo comes with its own data; found {', '.join(named)} beside it; expected one or the other, so leave one out")
+        if (named := [f"--{s}-data-dir" for s, path in dict(given, unlabeled=a.unlabeled_data_dir).items() if path]
+                + ["--data-dir"] * bool(a.data_dir)):
+            raise UserError(f"--demo comes with its own data; found {', '.join(named)} beside "
+                            "it; expected one or the other, so leave one out")
         from pseudolabel_nb.data.synthetic import micrographs
         return micrographs()
     if a.picks: return _open_picked(a)
-    options = {name: getattr(a, name) for name in ("multiclass", "boxes", "mask_values", "group_regex", "groups", "on_invalid", "crowds",
-                                               "unannotated")}
+    options = {
+        name: getattr(a, name) for name in (
+            "multiclass", "boxes", "mask_values", "group_regex", "groups", "on_invalid", "crowds", "unannotated")}
     if not a.data_dir and not (given["train"] and given["val"]):
-        raise UserError("no data is named: found neither --data-dir nor both of --train-data-dir and --val-data-dir; expected one of the two, or --demo for the built-in micrographs")
+        raise UserError("no data is named: found neither --data-dir nor both of --train-data-dir and "
+                        "--val-data-dir; expected one of the two, or --demo for the built-in micrographs")
     data = open_images(a.data_dir, **options) if a.data_dir else Data(Path(given["train"]).name)
     for split, path in given.items():
         if path: data = _with_split(data, split, open_images(path, split=split, **options))
-    if a.unlabeled_data_dir: data = _with_unlabeled(data, open_unlabeled(a.unlabeled_data_dir, group_regex=a.group_regex))
+    if a.unlabeled_data_dir:
+        data = _with_unlabeled(data, open_unlabeled(a.unlabeled_data_dir, group_regex=a.group_regex))
     return _reduced(a, _same_channels(data))
 
 def _preparation(a: argparse.Namespace): # -> Preparation | None
@@ -80,16 +89,25 @@ def _preparation(a: argparse.Namespace): # -> Preparation | None
 def _reduced(a: argparse.Namespace, data): # Data -> Data
     "The data set, prepared where that was asked for; prepared images are kept in the output folder."
     from pseudolabel_nb.data.preparation import prepare
-    return data if (p := _preparation(a)) is None else prepare(data, p, Path(a.output_dir).absolute() / "prepared", a.pixel)
+    return data if (p := _preparation(a)) is None else prepare(
+        data, p, Path(a.output_dir).absolute() / "prepared", a.pixel)
 
 def _open_picked(a: argparse.Namespace): # -> Data
-    "Micrographs with coordinates for labels; `UserError` where something else is named beside them, or what they need is not."
+    """Micrographs with coordinates for labels; `UserError` where something else is named beside them, or what they need
+    is not."""
     from pseudolabel_nb.data.picked import open_picked
-    if beside := [f"--{s}-data-dir" for s in ("train", "val", "test", "unlabeled") if getattr(a, f"{s}_data_dir")]: raise UserError(f"--picks belongs to --data-dir, which is divided here; found {', '.join(beside)} beside it; expected one or the other, so leave one out")
-    if not a.data_dir or not a.diameter: raise UserError(f"--picks {a.picks}: found no {'--data-dir' if not a.data_dir else '--diameter'}; expected the folder of the micrographs and the diameter of a particle in px, so add it")
-    return open_picked(a.data_dir, a.picks, a.diameter, y=a.picks_y, group_regex=a.group_regex, preparation=_preparation(a), cache=Path(a.output_dir).absolute() / "prepared", pixel=a.pixel)
+    if beside := [f"--{s}-data-dir" for s in ("train", "val", "test", "unlabeled") if getattr(a, f"{s}_data_dir")]:
+        raise UserError(f"--picks belongs to --data-dir, which is divided here; found {', '.join(beside)} "
+                        "beside it; expected one or the other, so leave one out")
+    if not a.data_dir or not a.diameter:
+        raise UserError(f"--picks {a.picks}: found no {'--data-dir' if not a.data_dir else '--diameter'}; expected "
+                        "the folder of the micrographs and the diameter of a particle in px, so add it")
+    return open_picked(a.data_dir, a.picks, a.diameter, y=a.picks_y, group_regex=a.group_regex,
+                       preparation=_preparation(a), cache=Path(a.output_dir).absolute() / "prepared", pixel=a.pixel)
 
-data_names = "demo data_dir train_data_dir val_data_dir test_data_dir unlabeled_data_dir picks diameter picks_y longest working_pixel pixel multiclass boxes mask_values group_regex groups crowds unannotated on_invalid".split()
+data_names = ("demo data_dir train_data_dir val_data_dir test_data_dir unlabeled_data_dir picks "
+              "diameter picks_y longest working_pixel pixel multiclass boxes mask_values "
+              "group_regex groups crowds unannotated on_invalid").split()
 
 def source_of(a: argparse.Namespace) -> dict:
     "The arguments that name the data, for a run folder: what differs from the defaults, paths from the root."
@@ -99,7 +117,9 @@ def source_of(a: argparse.Namespace) -> dict:
 
 def _with_split(data, split: str, other): # Data, name, Data -> Data
     "`data` with the split of `other`; `UserError` where the classes differ."
-    if data.splits and data.classes != other.classes: raise UserError(f"--{split}-data-dir has the classes {', '.join(other.classes)}, the others have {', '.join(data.classes)}; expected the same, so give all splits the same categories")
+    if data.splits and data.classes != other.classes:
+        raise UserError(f"--{split}-data-dir has the classes {', '.join(other.classes)}, the others have "
+                        f"{', '.join(data.classes)}; expected the same, so give all splits the same categories")
     more = {"unlabeled": other.unlabeled} if split == "train" and other.unlabeled is not None else {} # without a mask
     notes = tuple(dict.fromkeys((*data.notes, *other.notes)))
     return replace(data, **{split: getattr(other, split)}, **more, classes=other.classes, notes=notes)
@@ -147,7 +167,10 @@ def _value(text: str):
 
 def settings_of(a: argparse.Namespace) -> Settings:
     "The settings among the arguments."
-    known, more = Settings(**{f.name: getattr(a, f.name) for f in fields(Settings) if hasattr(a, f.name)}), dict(map(_change, a.more_settings))
-    if "learning_rate" in more: raise UserError("learning_rate is tuned for the supervised baseline; name the rates to try with --learning-rates, one if it is to be that one")
+    known, more = Settings(**{f.name: getattr(a, f.name) for f in fields(Settings) if hasattr(a, f.name)}), dict(
+        map(_change, a.more_settings))
+    if "learning_rate" in more:
+        raise UserError("learning_rate is tuned for the supervised baseline; name the rates to "
+                        "try with --learning-rates, one if it is to be that one")
     try: return replace_fields(known, more)
     except UserError as e: raise UserError(f"--setting {' '.join(a.more_settings)}: {e}") from None

@@ -17,7 +17,8 @@ def discs(n: int, seed: int, size: int = 24):
     from pseudolabel_nb.data.images import from_arrays
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
-    masks = [(np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3).astype("uint8") for _ in range(n)]
+    masks = [
+        (np.hypot(x - rng.uniform(4, size - 4), y - rng.uniform(4, size - 4)) < 3).astype("uint8") for _ in range(n)]
     return from_arrays([(m + 0.5 * rng.standard_normal(m.shape)).astype("float32") for m in masks], masks)
 
 
@@ -35,7 +36,8 @@ def tool_module(name: str):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    "torch computes with one thread: small tensors gain nothing by a second, it changes the last bits of a sum, and a forked process would wait for threads it has not."
+    """torch computes with one thread: small tensors gain nothing by a second, it changes the last bits of a sum, and a
+    forked process would wait for threads it has not."""
     import torch
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -52,7 +54,8 @@ def root() -> Path:
 def real_data() -> Path:
     "The folder of real data sets; the test is skipped where there is none."
     folder = os.environ.get("PSEUDOLABEL_DATA")
-    if not folder: pytest.skip("needs real data: set PSEUDOLABEL_DATA to the folder that holds vnc_mito, ldc_cells, dsb2018")
+    if not folder:
+        pytest.skip("needs real data: set PSEUDOLABEL_DATA to the folder that holds vnc_mito, ldc_cells, dsb2018")
     if not Path(folder).is_dir(): pytest.fail(f"PSEUDOLABEL_DATA={folder}: no such folder; correct it or unset it")
     return Path(folder)
 
@@ -62,7 +65,8 @@ def chromium() -> str:
     "The path of a Chromium to look at pages with; the test is skipped where there is none."
     import shutil
     pytest.importorskip("playwright", reason="needs playwright: run `make browser`, or pip install -e .[browser]")
-    return shutil.which("chromium") or shutil.which("chromium-browser") or pytest.skip("needs Chromium: run `make browser`, or install it so that `chromium` is on the PATH")
+    return shutil.which("chromium") or shutil.which("chromium-browser") or pytest.skip(
+        "needs Chromium: run `make browser`, or install it so that `chromium` is on the PATH")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
-"The explorer in a real JupyterLab, in headless Chromium: sliders are moved there, figures are read from the page and compared with the state in Python."
+"""The explorer in a real JupyterLab, in headless Chromium: sliders are moved there, figures are read from the page and
+compared with the state in Python."""
 import re
 
 import pytest
-from browsing import keep_screenshot, notebook, open_notebook, run_notebook, save, shut_down, theme, watched, without_panels
+from browsing import (
+    keep_screenshot, notebook, open_notebook, run_notebook, save, shut_down, theme, watched, without_panels)
 
 SETUP = """
 import tempfile
@@ -14,11 +16,14 @@ from pseudolabel_nb.widgets.explorer import PseudoLabelExplorer
 
 data = micrographs(8, 4, 1, size=128)
 def said(images, ids):
-    return store(((id, np.clip(gaussian(images.mask(images.index(id)).astype(float), 2) * 1.2, 0, 1)[None]) for id in ids), tempfile.mkdtemp())
+    return store(
+        ((id, np.clip(gaussian(images.mask(images.index(id)).astype(float), 2) * 1.2, 0, 1)[None]) for id in ids),
+        tempfile.mkdtemp())
 explorer = PseudoLabelExplorer(said(data.train, data.train.ids[2:]), data, validation=said(data.val, data.val.ids))
 explorer
 """
-SAY = "print('STATE', [round(t, 3) for t in explorer.state.settings.thresholds], explorer.state.figures().kept, explorer.strategy.selector)"
+SAY = ("print('STATE', [round(t, 3) for t in explorer.state.settings.thresholds], "
+       "explorer.state.figures().kept, explorer.strategy.selector)")
 
 
 def say(page, k: int) -> str:
@@ -26,7 +31,10 @@ def say(page, k: int) -> str:
     page.click(f".jp-CodeCell >> nth={k} >> .cm-content")
     before = page.locator(".jp-CodeCell").nth(k).locator(".jp-InputPrompt").inner_text()
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("([k, before]) => { const p = document.querySelectorAll('.jp-CodeCell')[k].querySelector('.jp-InputPrompt').innerText; return p != before && !p.includes('*') }", arg=[k, before])
+    page.wait_for_function("([k, before]) => { const p = "
+                           "document.querySelectorAll('.jp-CodeCell')[k].querySelector('.jp-InputPrompt').innerText;"
+                           " return p != before && !p.includes('*') }",
+                           arg=[k, before])
     return page.locator(".jp-CodeCell").nth(k).locator(".jp-OutputArea-output").last.inner_text()
 
 
@@ -37,17 +45,21 @@ def test_explorer_in_jupyterlab(lab, browser):
     run_notebook(page, address, "explorer.ipynb")
     view = page.locator(".jp-CodeCell").nth(0).locator(".pseudolabel-live")
     view.locator(".widget-image").first.wait_for(timeout=90_000)
-    page.wait_for_function("[...document.querySelectorAll('.jp-CodeCell .widget-image')].some(i => i.naturalWidth == 512)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.jp-CodeCell .widget-image')].some(i => i.naturalWidth == 512)")
     first = view.locator(".widget-image").first.get_attribute("src")
     keep_screenshot(page, "explorer")
 
     names = view.locator(".widget-slider .widget-label").all_inner_texts()
-    handle = view.locator(".widget-slider", has=page.locator(".widget-label", has_text="particle")).locator(".noUi-handle")
+    handle = view.locator(
+        ".widget-slider", has=page.locator(".widget-label", has_text="particle")).locator(".noUi-handle")
     assert "particle" in names
-    for _ in range(20): handle.press("ArrowLeft", delay=15) # keyboard use, as fast as a held key: a thousandth a press, and none is lost
+    # keyboard use, as fast as a held key: a thousandth a press, and none is lost
+    for _ in range(20): handle.press("ArrowLeft", delay=15)
     page.wait_for_function("src => document.querySelector('.jp-CodeCell .widget-image').src != src", arg=first)
     page.wait_for_timeout(1000)
-    shown = view.locator(".widget-slider", has=page.locator(".widget-label", has_text="particle")).locator(".widget-readout").inner_text()
+    shown = view.locator(".widget-slider",
+                         has=page.locator(".widget-label", has_text="particle")).locator(".widget-readout").inner_text()
     said = say(page, 1)
     threshold = float(re.search(r"STATE \[[\d.]+, ([\d.]+)\]", said)[1])
     assert threshold == pytest.approx(0.68) and float(shown) == pytest.approx(threshold, abs=5e-4)
@@ -58,7 +70,8 @@ def test_explorer_in_jupyterlab(lab, browser):
     view.get_by_role("button", name="Use these settings").click()
     view.locator("pre", has_text="naive-explored").wait_for()
     said = say(page, 1)
-    assert "ClassThresholds" in said and f"keep ≥ {re.search(r', ([0-9.]+)]', said)[1].ljust(5, '0')}" in view.inner_html()
+    assert ("ClassThresholds" in said
+            and f"keep ≥ {re.search(r', ([0-9.]+)]', said)[1].ljust(5, '0')}" in view.inner_html())
     view.get_by_role("button", name="next").click()
     page.wait_for_timeout(500)
     keep_screenshot(page, "explorer_used")
@@ -84,7 +97,8 @@ def test_explorer_in_jupyterlab(lab, browser):
     still.wait_for()
     page.wait_for_timeout(3000)
     assert still.is_visible() and f"keep ≥ {threshold.ljust(5, '0')}" in still.inner_text()
-    assert not page.locator(".pseudolabel-live").count() and not page.get_by_text("Error displaying widget").locator("visible=true").count()
+    assert (not page.locator(".pseudolabel-live").count()
+            and not page.get_by_text("Error displaying widget").locator("visible=true").count())
     assert not page.get_by_text("Loading widget").locator("visible=true").count()
     keep_screenshot(page, "explorer-reopened")
     shut_down(page)

@@ -1,9 +1,11 @@
-"The run comparer in a real JupyterLab, driven by Chromium: what the page says is what the state says, with mouse and keyboard, light and dark."
+"""The run comparer in a real JupyterLab, driven by Chromium: what the page says is what the state says, with mouse and
+keyboard, light and dark."""
 import json
 
 import numpy as np
 import pytest
-from browsing import keep_screenshot, notebook, open_notebook, run_notebook, save, shut_down, theme, watched, without_panels
+from browsing import (
+    keep_screenshot, notebook, open_notebook, run_notebook, save, shut_down, theme, watched, without_panels)
 from written_runs import line, write_run
 
 from pseudolabel_nb.core import random_stream
@@ -26,11 +28,16 @@ def folder(tmp_path_factory):
     from pseudolabel_nb.inference.predictions import store
     folder, data = tmp_path_factory.mktemp("comparer"), micrographs(6, 2, 2, size=64)
     for seed in range(5):
-        for strategy, f1 in (("supervised", 0.6), ("naive", 0.5), ("class_balanced", 0.65)): write_run(folder / "runs" / f"{strategy}-s{seed}", f1 + 0.01 * seed * (strategy == "naive"), strategy=strategy, seed=seed)
-    write_run(folder / "runs" / "<b>odd & bold", strategy="naive", seed=7, finished=False, error="CUDA <i>out of memory</i>")
+        for strategy, f1 in (("supervised", 0.6), ("naive", 0.5), ("class_balanced", 0.65)):
+            write_run(folder / "runs" / f"{strategy}-s{seed}", f1 + 0.01 * seed * (strategy == "naive"),
+                      strategy=strategy, seed=seed)
+    write_run(
+        folder / "runs" / "<b>odd & bold", strategy="naive", seed=7, finished=False, error="CUDA <i>out of memory</i>")
     for strategy, spread in (("naive", 2.0), ("class_balanced", 0.5)):
         noise = {i: random_stream(i, strategy).standard_normal((1, 64, 64)) for i in (3, 4, 5)}
-        store([(data.train.ids[i], np.clip(data.train.mask(i)[None] * 0.8 + 0.1 * spread * noise[i], 0, 1)) for i in noise], folder / "runs" / f"{strategy}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+        store([(data.train.ids[i], np.clip(data.train.mask(i)[None] * 0.8 + 0.1 * spread * noise[i], 0, 1))
+               for i in noise],
+              folder / "runs" / f"{strategy}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
     return folder
 
 
@@ -62,13 +69,15 @@ def test_the_page_says_what_the_state_says(page, folder):
     page.wait_for_timeout(800)
     state.change(view="gain")
     code = state.code().replace(str(folder / "runs"), "runs")
-    page.wait_for_function("code => [...document.querySelectorAll('textarea')].some(t => t.value.trim() === code)", arg=code)
+    page.wait_for_function(
+        "code => [...document.querySelectorAll('textarea')].some(t => t.value.trim() === code)", arg=code)
 
 
 def test_names_are_text(page):
     page.fill("input[placeholder^='words']", "odd &")
     page.wait_for_selector(".pseudolabel-live >> text=16 runs, 1 found")
-    assert page.locator("text=<b>odd & bold").count() and not page.locator(".jp-OutputArea-output b:has-text('odd')").count()
+    assert page.locator("text=<b>odd & bold").count() and not page.locator(
+        ".jp-OutputArea-output b:has-text('odd')").count()
     assert page.locator("text=CUDA <i>out of memory</i>").count()
 
 
@@ -85,8 +94,12 @@ def test_the_keyboard_ticks_and_pages(page):
 
 
 def test_every_control_has_a_tooltip(page):
-    controls = page.locator(".jp-OutputArea-output .widget-button, .jp-OutputArea-output .widget-checkbox, .jp-OutputArea-output .widget-dropdown, .jp-OutputArea-output .widget-text, .jp-OutputArea-output .widget-textarea")
-    bare = controls.evaluate_all("all => all.filter(e => e.offsetParent && !e.title && !e.querySelector('[title]:not([title=\"\"])')).map(e => e.outerHTML.slice(0, 200))")
+    controls = page.locator(
+        ".jp-OutputArea-output .widget-button, .jp-OutputArea-output .widget-checkbox, .jp-OutputArea-output "
+        ".widget-dropdown, .jp-OutputArea-output .widget-text, .jp-OutputArea-output .widget-textarea")
+    bare = controls.evaluate_all(
+        "all => all.filter(e => e.offsetParent && !e.title && "
+        "!e.querySelector('[title]:not([title=\"\"])')).map(e => e.outerHTML.slice(0, 200))")
     assert controls.count() > 20 and not bare, bare
 
 
@@ -109,13 +122,19 @@ def test_it_fits_and_is_seen(page, width, name):
         page.click(f"button:text-is('{view}')")
         page.wait_for_timeout(700)
         keep_screenshot(page, f"comparer-{view.split()[0]}-{width}-{name}")
-    right = page.evaluate("Math.max(...[...document.querySelectorAll('.pseudolabel-live *')].filter(e => e.offsetParent).map(e => e.getBoundingClientRect().right))")
-    assert right <= page.locator(".jp-OutputArea-output:has(.pseudolabel-live)").bounding_box()["x"] + width and right <= width # nothing beyond the edge
+    right = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('.pseudolabel-live *')].filter(e => "
+        "e.offsetParent).map(e => e.getBoundingClientRect().right))")
+    # nothing beyond the edge
+    assert right <= page.locator(
+        ".jp-OutputArea-output:has(.pseudolabel-live)").bounding_box()["x"] + width and right <= width
 
 
 def test_columns_stand_below_their_heads(page):
     "Every row has its cells where the head has its words."
-    lefts = page.evaluate("[...document.querySelectorAll('.pseudolabel-live .widget-html div[style*=grid]')].filter(e => e.offsetParent).map(r => [...r.children].map(c => Math.round(c.getBoundingClientRect().left)).join())")
+    lefts = page.evaluate(
+        "[...document.querySelectorAll('.pseudolabel-live .widget-html div[style*=grid]')].filter(e => "
+        "e.offsetParent).map(r => [...r.children].map(c => Math.round(c.getBoundingClientRect().left)).join())")
     assert len(lefts) > 5 and len(set(lefts)) == 1
 
 
@@ -142,7 +161,9 @@ def test_reopened_without_a_kernel_it_shows_the_last_state(page, lab, browser):
     still = again.locator(".pseudolabel-still")
     still.wait_for()
     again.wait_for_timeout(3000)
-    assert still.is_visible() and "17 runs, 5 found" in still.inner_text() and still.locator("img").evaluate("i => i.naturalWidth") > 300
-    assert not again.locator(".pseudolabel-live").count() and not again.get_by_text("Error displaying widget").locator("visible=true").count()
+    assert (still.is_visible() and "17 runs, 5 found" in still.inner_text()
+            and still.locator("img").evaluate("i => i.naturalWidth") > 300)
+    assert (not again.locator(".pseudolabel-live").count()
+            and not again.get_by_text("Error displaying widget").locator("visible=true").count())
     keep_screenshot(again, "comparer-reopened")
     shut_down(again)

@@ -1,4 +1,5 @@
-"Tutorials in a real JupyterLab: opened as a reader opens them, run from the first cell to the last, without an error in a cell or in the console."
+"""Tutorials in a real JupyterLab: opened as a reader opens them, run from the first cell to the last, without an error
+in a cell or in the console."""
 import json
 import os
 import shutil
@@ -18,7 +19,8 @@ def cells(path) -> list[dict]:
 @pytest.fixture(scope="module")
 def copied(lab):
     "A copy of the tutorials, without their outputs, in the folder of the lab."
-    for part in ("tutorials", "benchmarks/results"): shutil.copytree(ROOT / "nbs" / part, lab[1] / part, ignore=shutil.ignore_patterns(".*"))
+    for part in ("tutorials", "benchmarks/results"):
+        shutil.copytree(ROOT / "nbs" / part, lab[1] / part, ignore=shutil.ignore_patterns(".*"))
     for path in (lab[1] / "tutorials").glob("*.ipynb"):
         made = json.loads(path.read_text())
         for cell in made["cells"]:

@@ -22,11 +22,15 @@ def address(tmp_path_factory, chromium):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_dashboard_as_a_page(address, browser, theme):
     page = watched(browser, 1280, 1250)
-    page.route("https://cdn.jsdelivr.net/npm/@fortawesome/**", lambda route: route.fulfill(body="", content_type="text/css")) # icons of Voilà's template, which no page of ours uses
+    # icons of Voilà's template, which no page of ours uses
+    page.route(
+        "https://cdn.jsdelivr.net/npm/@fortawesome/**", lambda route: route.fulfill(body="", content_type="text/css"))
     page.goto(f"{address}/?theme={theme}")
     page.locator(".pseudolabel-live .widget-image:visible").first.wait_for()
-    page.wait_for_function("[...document.querySelectorAll('.pseudolabel-live .widget-image')].some(i => i.naturalWidth >= 512)")
-    assert not page.locator(".pseudolabel-still").first.is_visible() and not page.locator(".jp-CodeCell .cm-content").count()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.pseudolabel-live .widget-image')].some(i => i.naturalWidth >= 512)")
+    assert (not page.locator(".pseudolabel-still").first.is_visible()
+            and not page.locator(".jp-CodeCell .cm-content").count())
     if theme == "dark": # looked at; the rest is the same
         keep_screenshot(page, "voila-explorer-dark")
         assert page.errors == [], page.errors
@@ -35,7 +39,8 @@ def test_the_dashboard_as_a_page(address, browser, theme):
     slider = page.locator(".widget-slider", has=page.locator(".widget-label", has_text="particle"))
     slider.locator(".noUi-handle").focus()
     page.keyboard.press("Home")
-    page.wait_for_function("src => [...document.querySelectorAll('.widget-image')].find(i => i.offsetParent).src != src", arg=before)
+    page.wait_for_function(
+        "src => [...document.querySelectorAll('.widget-image')].find(i => i.offsetParent).src != src", arg=before)
     page.wait_for_timeout(1000)
     value = float(slider.locator(".widget-readout").inner_text())
     assert value == 0.001 and "ignored" in page.locator(".pseudolabel-live").first.inner_text()
@@ -47,7 +52,8 @@ def test_the_dashboard_as_a_page(address, browser, theme):
     page.get_by_role("tab", name="Compare runs").click()
     page.get_by_role("button", name="Pick all found").click()
     page.get_by_text("2 runs, 2 found, 2 picked").first.wait_for()
-    page.wait_for_function("[...document.querySelectorAll('.widget-image')].some(i => i.offsetParent && i.naturalWidth > 300)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.widget-image')].some(i => i.offsetParent && i.naturalWidth > 300)")
     page.wait_for_timeout(500)
     keep_screenshot(page, f"voila-comparer-{theme}")
     assert page.errors == [], page.errors

@@ -1,4 +1,5 @@
-"What the types of the package show as the last line of a cell: a card each, with names that are text, and without colors that vanish on a dark page."
+"""What the types of the package show as the last line of a cell: a card each, with names that are text, and without
+colors that vanish on a dark page."""
 import re
 import tempfile
 from html.parser import HTMLParser
@@ -22,11 +23,13 @@ WICKED = "<script>alert('1')</script> & \"co\""
 
 
 def predictions():
-    return store([(f"{k}{WICKED}", np.random.default_rng(k).random((1, 16, 24)).astype("float32")) for k in range(3)], tempfile.mkdtemp(), teacher=WICKED)
+    return store([(f"{k}{WICKED}", np.random.default_rng(k).random((1, 16, 24)).astype("float32")) for k in range(3)],
+                 tempfile.mkdtemp(), teacher=WICKED)
 
 
 def images():
-    return pnb.from_arrays([np.zeros((16, 24))] * 3, [np.eye(16, 24, dtype="uint8")] * 3, ids=[f"{k}{WICKED}" for k in range(3)], name=WICKED)
+    return pnb.from_arrays([np.zeros((16, 24))] * 3, [np.eye(16, 24, dtype="uint8")] * 3,
+                           ids=[f"{k}{WICKED}" for k in range(3)], name=WICKED)
 
 
 def a_run(folder, **more):
@@ -39,13 +42,20 @@ def shown(folder) -> dict:
     rule = Rule((0.7, 0.6), p.ids, warning=WICKED)
     run = pnb.open_run(a_run(folder))
     finding = Finding(WICKED, "severe", 1.0, WICKED, WICKED, Remedy("limited", {}, WICKED))
-    return dict(run=run, record=run.records()[-1], data=pnb.Data(WICKED, some, notes=(WICKED,), classes=("background", WICKED)), images=some, predictions=p, rule=rule, selection=apply(rule, p.probs(0)),
-                pseudo_images=pnb.PseudoImages(some, p, rule), strategy=pnb.strategy("naive", about=WICKED), supervised=pnb.strategy("supervised"), teacher=pnb.Teacher(members=3), method=pnb.SelfTraining(weight=0.5),
-                ratio=pnb.diagnose_pseudo_labels([np.eye(4)], [np.eye(4)], verbose=False), diagnosis=Diagnosis((finding,), (), ((WICKED, WICKED),), WICKED), advice=rank_strategies([finding], subject=WICKED),
-                plan=Plan(folder, 3.0, (Step(WICKED, 1, WICKED),), "runs", 1, 1.0), ranking=rank({WICKED: [0.1, 0.2], "b": [0.1, 0.3]}), comparison=compare(folder))
+    return dict(
+        run=run, record=run.records()[-1], data=pnb.Data(WICKED, some, notes=(WICKED,), classes=("background", WICKED)),
+        images=some, predictions=p, rule=rule, selection=apply(rule, p.probs(0)),
+        pseudo_images=pnb.PseudoImages(some, p, rule), strategy=pnb.strategy("naive", about=WICKED),
+        supervised=pnb.strategy("supervised"), teacher=pnb.Teacher(members=3), method=pnb.SelfTraining(weight=0.5),
+        ratio=pnb.diagnose_pseudo_labels([np.eye(4)], [np.eye(4)], verbose=False),
+        diagnosis=Diagnosis((finding,), (), ((WICKED, WICKED),), WICKED),
+        advice=rank_strategies([finding], subject=WICKED),
+        plan=Plan(folder, 3.0, (Step(WICKED, 1, WICKED),), "runs", 1, 1.0),
+        ranking=rank({WICKED: [0.1, 0.2], "b": [0.1, 0.3]}), comparison=compare(folder))
 
 
-KINDS = ["run", "record", "data", "images", "predictions", "rule", "selection", "pseudo_images", "strategy", "supervised", "teacher", "method", "ratio", "diagnosis", "advice", "plan", "ranking", "comparison"]
+KINDS = ["run", "record", "data", "images", "predictions", "rule", "selection", "pseudo_images", "strategy",
+         "supervised", "teacher", "method", "ratio", "diagnosis", "advice", "plan", "ranking", "comparison"]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +108,8 @@ def test_a_run_that_was_just_begun(tmp_path):
     assert "new" in page and "round" not in page
 
 
-def test_a_supervised_strategy_says_labels_only(all_shown): assert "labels only" in all_shown["supervised"]._repr_html_()
+def test_a_supervised_strategy_says_labels_only(all_shown):
+    assert "labels only" in all_shown["supervised"]._repr_html_()
 
 
 def test_masks_are_drawn_small():

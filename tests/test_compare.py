@@ -14,7 +14,8 @@ from written_runs import config, line, write_run
 from pseudolabel_nb.core import UserError
 from pseudolabel_nb.measures.statistics import paired_interval
 from pseudolabel_nb.runs.compare import Comparison, compare, find_runs, flatten
-from pseudolabel_nb.runs.curves import group_styles, over_seeds, plot_curves, plot_precision_recall, plot_ratio, validation_curve
+from pseudolabel_nb.runs.curves import (
+    group_styles, over_seeds, plot_curves, plot_precision_recall, plot_ratio, validation_curve)
 from pseudolabel_nb.runs.images import image_f1, per_image, plot_per_image
 from pseudolabel_nb.runs.run import Run, open_run
 
@@ -44,7 +45,8 @@ def test_runs_are_found_newest_first_and_nothing_else(tmp_path):
     for name in ("a", "deep/er/b", "c"): write_run(tmp_path / name)
     for k, name in enumerate(("c", "a", "deep/er/b")): # b was written to last
         for p in (tmp_path / name).iterdir(): os.utime(p, (1e9 + k, 1e9 + k))
-    for name in ("no-run", ".hidden/run", "a/checkpoints/run", "a/predictions/run"): (tmp_path / name).mkdir(parents=True)
+    for name in ("no-run", ".hidden/run", "a/checkpoints/run", "a/predictions/run"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "no-run" / "config.json").write_text("{}")
     for name in (".hidden/run", "a/checkpoints/run", "a/predictions/run"):
         for file in ("config.json", "split.json"): (tmp_path / name / file).write_text("{}")
@@ -74,7 +76,8 @@ def test_links_are_not_followed(tmp_path):
 
 def test_no_folder_and_no_run_are_two_things(tmp_path):
     with pytest.raises(UserError, match="no such folder"): find_runs(tmp_path / "nowhere")
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(UserError, match="found no run that can be read"): compare(tmp_path)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(UserError, match="found no run that can be read"):
+        compare(tmp_path)
     with pytest.raises(UserError, match="found no run"): compare([])
 
 
@@ -83,9 +86,11 @@ def test_no_folder_and_no_run_are_two_things(tmp_path):
 def test_every_state_has_its_row(tmp_path):
     states(tmp_path)
     table = compare(tmp_path).table.set_index("name")
-    assert table["status"].to_dict() == dict(finished="finished", baseline="finished", running="running or interrupted", failed="failed", new="new")
+    assert table["status"].to_dict() == dict(
+        finished="finished", baseline="finished", running="running or interrupted", failed="failed", new="new")
     assert table["test_f1"].dropna().to_dict() == dict(finished=0.7, baseline=0.65)
-    assert table.loc["running", ["val_f1", "best_round", "rounds", "ratio_pseudo", "seconds"]].tolist() == [0.69, 1, 2, 0.042, 20.0]
+    assert (table.loc["running", ["val_f1", "best_round", "rounds", "ratio_pseudo", "seconds"]].tolist()
+            == [0.69, 1, 2, 0.042, 20.0])
     assert table.loc["failed", "error"] == "the loss is nan"
     assert table.loc["new", "rounds"] == 0 and math.isnan(table.loc["new", "val_f1"])
     assert open_run(tmp_path / "failed").error["error"].startswith("the loss is nan")
@@ -122,7 +127,8 @@ def test_null_is_not_the_same_as_a_field_that_is_not_there(tmp_path):
 def test_flatten_names_the_class_of_a_part_where_it_says_something():
     flat = flatten(config())
     assert flat["strategy.selector"] == "ClassBalanced" and flat["strategy.schedule"] == "Constant"
-    assert not {"strategy", "strategy.kind", "settings", "strategy.method", "strategy.teacher", "strategy.about"} & set(flat)
+    assert not {
+        "strategy", "strategy.kind", "settings", "strategy.method", "strategy.teacher", "strategy.about"} & set(flat)
     assert flatten(config("supervised"))["strategy.selector"] is None
     assert all(hash(v) is not None for v in flatten(dict(a=[[1, {"b": [2]}], {}], c={"kind": ["odd"]})).values())
 
@@ -130,7 +136,8 @@ def test_flatten_names_the_class_of_a_part_where_it_says_something():
 def test_one_name_in_two_places_is_told_by_its_path(tmp_path):
     for place in ("x/runs", "y/runs"): write_run(tmp_path / place / "naive-s0")
     assert sorted(compare(tmp_path).table["name"]) == ["x/runs/naive-s0", "y/runs/naive-s0"]
-    assert compare([tmp_path / "x", tmp_path / "x" / "runs" / "naive-s0"]).table["name"].tolist() == ["naive-s0"] # the same run twice is one
+    # the same run twice is one
+    assert compare([tmp_path / "x", tmp_path / "x" / "runs" / "naive-s0"]).table["name"].tolist() == ["naive-s0"]
 
 
 def test_runs_paths_and_folders_are_taken_in_the_order_given(tmp_path):
@@ -160,7 +167,8 @@ def test_gains_are_kept_apart_by_all_that_is_not_the_strategy(tmp_path):
     sweep(tmp_path / "high", gains=(-0.01, -0.02), ratio=0.1)
     sweep(tmp_path / "other", gains=(0.2,), data="vnc")
     gains = compare(tmp_path).gains()
-    assert gains[["data", "labeled_ratio", "n", "positives"]].values.tolist() == [["micrographs", 0.05, 3, 3], ["micrographs", 0.1, 2, 0], ["vnc", 0.05, 1, 1]]
+    assert gains[["data", "labeled_ratio", "n", "positives"]].values.tolist() == [
+        ["micrographs", 0.05, 3, 3], ["micrographs", 0.1, 2, 0], ["vnc", 0.05, 1, 1]]
     assert np.allclose(gains["mean"], [0.08 / 3, -0.015, 0.2])
     assert "read" not in gains and "classes" not in gains # they go with the data
 
@@ -173,7 +181,8 @@ def test_a_run_with_another_learning_rate_than_its_baseline_is_unpaired(tmp_path
 
 def test_a_run_with_other_images_than_its_baseline_is_unpaired(tmp_path):
     sweep(tmp_path, gains=(0.03, 0.04))
-    (tmp_path / "naive-1" / "split.json").write_text(json.dumps(dict(labeled=["another.png"], val=["v.png"], test=["0.png"])))
+    (tmp_path / "naive-1" / "split.json").write_text(
+        json.dumps(dict(labeled=["another.png"], val=["v.png"], test=["0.png"])))
     assert compare(tmp_path).gains()[["n", "unpaired"]].values.tolist() == [[1, 1]]
 
 
@@ -202,7 +211,8 @@ def test_changed_strategies_of_one_name_are_groups_of_their_own(tmp_path):
     for seed in range(2):
         for weight in (0.5, 1.0): write_run(tmp_path / f"{weight}-{seed}", seed=seed, weight=weight)
         write_run(tmp_path / f"supervised-{seed}", strategy="supervised", seed=seed)
-    assert [g.label for g in compare(tmp_path).groups] == ["supervised", "naive, method.weight 0.5", "naive, method.weight 1.0"]
+    assert [g.label for g in compare(tmp_path).groups] == [
+        "supervised", "naive, method.weight 0.5", "naive, method.weight 1.0"]
 
 
 def test_unknown_metrics_baselines_and_names_are_told(tmp_path):
@@ -217,9 +227,8 @@ def test_unknown_metrics_baselines_and_names_are_told(tmp_path):
 
 # Damage
 
-DAMAGE = {
-    "config.json": ["", "{", "[]", "null", "\xff"], "rounds.jsonl": ["{\n{}\n", "[]\n", "\xff\n", "{}\n\n{}\n"], "result.json": ["{", "[1]", "\xff"], "error.json": ["{", "[1]"],
-}
+DAMAGE = {"config.json": ["", "{", "[]", "null", "\xff"], "rounds.jsonl": ["{\n{}\n", "[]\n", "\xff\n", "{}\n\n{}\n"],
+          "result.json": ["{", "[1]", "\xff"], "error.json": ["{", "[1]"]}
 
 
 @pytest.mark.parametrize(("file", "text"), [(file, text) for file, texts in DAMAGE.items() for text in texts])
@@ -265,7 +274,8 @@ def test_curves_go_on_without_a_damaged_one(tmp_path):
 
 def snapshot(folder: Path) -> dict:
     "Everything below: names, times of change, contents."
-    return {p: (p.stat().st_mtime_ns, p.stat().st_mode, p.read_bytes() if p.is_file() else b"") for p in sorted([folder, *folder.rglob("*")])}
+    return {p: (p.stat().st_mtime_ns, p.stat().st_mode, p.read_bytes() if p.is_file() else b"")
+            for p in sorted([folder, *folder.rglob("*")])}
 
 
 def test_nothing_is_written_where_one_only_looks(tmp_path):
@@ -290,7 +300,9 @@ def test_nothing_is_written_where_one_only_looks(tmp_path):
 # What is shown
 
 def test_names_are_escaped_and_the_view_is_short(tmp_path):
-    for k in range(30): write_run(tmp_path / f"<b>run & {k}", seed=k, strategy="<script>alert(1)</script>" if k else "naive", data="<i>cells</i>")
+    for k in range(30):
+        write_run(tmp_path / f"<b>run & {k}", seed=k, strategy="<script>alert(1)</script>" if k else "naive",
+                  data="<i>cells</i>")
     page = compare(tmp_path)._repr_html_()
     assert "<script" not in page and "<b>run" not in page and "<i>cells" not in page
     assert "&lt;b&gt;run &amp;" in page and "&lt;i&gt;cells" in page
@@ -310,20 +322,23 @@ def test_a_mean_is_over_the_seeds_that_have_got_there(tmp_path):
     write_run(tmp_path / "b", f1=0.6, seed=1, rounds=2, finished=False)
     thin, whole = plot_curves(compare(tmp_path)).lines[:2]
     assert list(thin.get_xdata()) == list(range(50, 401, 50))
-    assert np.allclose(thin.get_ydata()[:4], [0.6, 0.55, 0.6, 0.55]) and np.allclose(thin.get_ydata()[4:], [0.65, 0.6, 0.65, 0.6])
+    assert np.allclose(thin.get_ydata()[:4], [0.6, 0.55, 0.6, 0.55]) and np.allclose(
+        thin.get_ydata()[4:], [0.65, 0.6, 0.65, 0.6])
     assert np.isnan(whole.get_ydata()).tolist() == [False] * 4 + [True] * 4
     assert whole.get_markevery() == [1, 3, 5, 7]
 
 
 def test_groups_differ_in_more_than_color_and_all_are_in_the_legend(tmp_path):
-    for k, strategy in enumerate(("supervised", "naive", "limited", "fixmatch")): write_run(tmp_path / strategy, strategy=strategy, f1=0.6 + 0.02 * k)
+    for k, strategy in enumerate(("supervised", "naive", "limited", "fixmatch")):
+        write_run(tmp_path / strategy, strategy=strategy, f1=0.6 + 0.02 * k)
     c = compare(tmp_path)
     ax = plot_curves(c)
     lines = [l for l in ax.lines if not l.get_label().startswith("_")]
     assert len({l.get_marker() for l in lines}) == len({l.get_linestyle() for l in lines}) == 4
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [f"{g.label} (1 seed)" for g in c.groups]
     points = plot_precision_recall(c)
-    assert {l.get_markerfacecolor() == "none" for l in points.lines if l.get_marker() in "osD^" and len(l.get_xdata()) == 1} == {True, False}
+    assert {l.get_markerfacecolor() == "none"
+            for l in points.lines if l.get_marker() in "osD^" and len(l.get_xdata()) == 1} == {True, False}
     assert len(plot_ratio(c).axes) == 2
     with pytest.raises(UserError, match="at most 12"): group_styles(13)
 
@@ -345,7 +360,8 @@ def test_figures_of_runs_without_anything_to_draw_say_so(tmp_path):
 def test_a_collapse_to_nothing_is_drawn(tmp_path):
     folder = write_run(tmp_path / "a")
     lines = [json.loads(text) for text in (folder / "rounds.jsonl").read_text().splitlines()]
-    (folder / "rounds.jsonl").write_text("".join(json.dumps(dict(r, ratio_pseudo=0.0 if r["round"] else None)) + "\n" for r in lines))
+    (folder / "rounds.jsonl").write_text(
+        "".join(json.dumps(dict(r, ratio_pseudo=0.0 if r["round"] else None)) + "\n" for r in lines))
     left, _ = plot_ratio(compare(tmp_path)).axes
     assert left.lines[1].get_ydata().tolist() == [0, 0, 0] and left.get_ylim()[0] == 0
 
@@ -353,7 +369,8 @@ def test_a_collapse_to_nothing_is_drawn(tmp_path):
 def test_three_classes_have_three_thresholds(tmp_path):
     folder = write_run(tmp_path / "a")
     lines = [json.loads(text) for text in (folder / "rounds.jsonl").read_text().splitlines()]
-    (folder / "rounds.jsonl").write_text("".join(json.dumps(dict(r, thresholds=[0.9, 0.5, 0.6] if r["round"] else [])) + "\n" for r in lines))
+    (folder / "rounds.jsonl").write_text(
+        "".join(json.dumps(dict(r, thresholds=[0.9, 0.5, 0.6] if r["round"] else [])) + "\n" for r in lines))
     _, right = plot_ratio(compare(tmp_path)).axes
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["background", "particle", "class 2"]
 
@@ -385,27 +402,33 @@ def test_images_are_matched_by_id_and_sorted_by_their_difference(tmp_path):
     (b / "split.json").write_text(json.dumps(split))
     (b / "test_counts.json").write_text(json.dumps(counts))
     table = per_image(a, b)
-    assert table["id"].tolist() == ["1.png", "3.png", "0.png", "2.png"] # 3: both are wrong, with two pixels between them
+    # 3: both are wrong, with two pixels between them
+    assert table["id"].tolist() == ["1.png", "3.png", "0.png", "2.png"]
     assert np.allclose(table["difference"], [-0.5, 0, 0, 0])
     assert table.set_index("id").loc["2.png", ["f1_a", "f1_b"]].tolist() == [1, 1]
-    assert table.columns.tolist() == ["id", "f1_a", "f1_b", "difference", "tp_a", "tp_b", "fp_a", "fp_b", "fn_a", "fn_b"]
+    assert table.columns.tolist() == [
+        "id", "f1_a", "f1_b", "difference", "tp_a", "tp_b", "fp_a", "fp_b", "fn_a", "fn_b"]
 
 
 def test_images_of_one_recording_are_drawn_together(tmp_path):
     from pseudolabel_nb.experiments.findings import compare_below, image_differences, image_sentence, paired_runs
-    for strategy, counts in (("supervised", [[8, 2, 2], [5, 5, 5], [6, 1, 3], [4, 3, 0]]), ("naive", [[8, 1, 2], [6, 5, 4], [6, 2, 3], [4, 4, 0]])):
+    for strategy, counts in (("supervised", [[8, 2, 2], [5, 5, 5], [6, 1, 3], [4, 3, 0]]),
+                             ("naive", [[8, 1, 2], [6, 5, 4], [6, 2, 3], [4, 4, 0]])):
         folder = write_run(tmp_path / strategy, strategy=strategy, counts=counts)
         (folder / "test_groups.json").write_text(json.dumps(["r1", "r1", "r1", "r1"]))
     runs = compare_below(tmp_path)
     table = image_differences(runs, paired_runs(runs).query("strategy == 'naive'"))
-    assert set(table["group"]) == {"r1"} and "[-100.0, 100.0]" in image_sentence(table, "naive") # one recording shows no spread
+    # one recording shows no spread
+    assert set(table["group"]) == {"r1"} and "[-100.0, 100.0]" in image_sentence(table, "naive")
 
 
 def test_an_image_without_foreground_is_right_or_wrong():
     assert image_f1(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1]])).tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("counts", "said"), [([[1, 2]], "expected \\(1, 3\\)"), ([], "shape \\(0,\\)"), ([[1, 2, 3], [1, 2, 3]], "three for each test image")])
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [([[1, 2]], "expected \\(1, 3\\)"), ([], "shape \\(0,\\)"), ([[1, 2, 3], [1, 2, 3]], "three for each test image")])
 def test_counts_that_do_not_fit_are_told(tmp_path, counts, said):
     a, b = (write_run(tmp_path / n, counts=[[1, 2, 3]]) for n in "ab")
     (b / "test_counts.json").write_text(json.dumps(counts))
@@ -418,7 +441,9 @@ def test_a_thousand_runs_are_compared_in_a_moment(tmp_path):
     strategies = ("supervised", "naive", "limited", "class_balanced", "curriculum")
     for k in range(1000):
         strategy, seed = strategies[k % 5], k // 5
-        folder = write_run(tmp_path / f"{strategy}-{seed}", f1=0.6 + 0.0001 * k, strategy=strategy, seed=seed % 100, ratio=0.05 if seed < 100 else 0.1, finished=k % 10 != 9, rounds=1 if strategy == "supervised" else 4)
+        folder = write_run(
+            tmp_path / f"{strategy}-{seed}", f1=0.6 + 0.0001 * k, strategy=strategy, seed=seed % 100,
+            ratio=0.05 if seed < 100 else 0.1, finished=k % 10 != 9, rounds=1 if strategy == "supervised" else 4)
         (folder / "checkpoints").mkdir()
     import pandas  # noqa: F401 its import is not what is measured
     import scipy.stats  # noqa: F401

@@ -1,4 +1,5 @@
-"The run comparer without a browser: runs of any state, read only when written to, never written; views in step; what it says is what `compare` says."
+"""The run comparer without a browser: runs of any state, read only when written to, never written; views in step; what
+it says is what `compare` says."""
 import os
 import re
 import threading
@@ -16,7 +17,8 @@ from pseudolabel_nb.data.synthetic import micrographs
 from pseudolabel_nb.inference.predictions import store
 from pseudolabel_nb.runs.compare import compare, find_runs
 from pseudolabel_nb.widgets.comparer_figures import image_choices, paired, say, show_image
-from pseudolabel_nb.widgets.comparer_state import ComparerSettings, ComparerState, RunReader, columns, matches, run_names
+from pseudolabel_nb.widgets.comparer_state import (
+    ComparerSettings, ComparerState, RunReader, columns, matches, run_names)
 from pseudolabel_nb.widgets.explorer_figures import image_sets
 
 
@@ -34,7 +36,8 @@ def no_windows():
 def folder(tmp_path) -> Path:
     "Five seeds of three strategies; naive is worse on every seed, class_balanced better."
     for seed in range(5):
-        for strategy, gain in (("supervised", 0), ("naive", -0.05), ("class_balanced", 0.04)): write_run(tmp_path / f"{strategy}-s{seed}", 0.6 + gain * (1 + 0.1 * seed), strategy=strategy, seed=seed)
+        for strategy, gain in (("supervised", 0), ("naive", -0.05), ("class_balanced", 0.04)):
+            write_run(tmp_path / f"{strategy}-s{seed}", 0.6 + gain * (1 + 0.1 * seed), strategy=strategy, seed=seed)
     return tmp_path
 
 
@@ -55,7 +58,8 @@ def test_it_says_what_compare_says(folder):
     state.change(picked=tuple(f.name for f in state.facts))
     gains, rows = paired(state.chosen), compare(folder).gains().set_index("strategy.name")
     assert set(gains) == {"naive", "class_balanced"}
-    for label, its in gains.items(): assert np.mean(its) == pytest.approx(rows.loc[label, "mean"]) and len(its) == rows.loc[label, "n"] == 5
+    for label, its in gains.items():
+        assert np.mean(its) == pytest.approx(rows.loc[label, "mean"]) and len(its) == rows.loc[label, "n"] == 5
     said = " ".join(state.sentences())
     assert "5 of 5 positive" in said and "0 of 5 positive" in said
 
@@ -65,10 +69,12 @@ def test_runs_of_any_state_are_listed_and_nothing_is_written(folder):
     (folder / "bad").mkdir()
     for name in ("config.json", "split.json"): (folder / "bad" / name).write_text("{")
     (folder / "odd").mkdir()
-    for name, text in (("config.json", '{"strategy": 3}'), ("split.json", "{}"), ("rounds.jsonl", '{"round": 0}\n')): (folder / "odd" / name).write_text(text)
+    for name, text in (("config.json", '{"strategy": 3}'), ("split.json", "{}"), ("rounds.jsonl", '{"round": 0}\n')):
+        (folder / "odd" / name).write_text(text)
     before = everything(folder)
     state = ComparerState(folder)
-    assert len(state.facts) + len(state.reader.damaged) == len(find_runs(folder)) and str(folder / "bad") in state.reader.damaged
+    assert (len(state.facts) + len(state.reader.damaged) == len(find_runs(folder))
+            and str(folder / "bad") in state.reader.damaged)
     state.pick_found()
     for view in ("curves", "gain", "ratio", "images"):
         state.change(view=view)
@@ -95,7 +101,8 @@ def test_newest_first_and_the_names_of_compare(folder):
     write_run(folder / "again" / "naive-s0", strategy="naive", seed=9)
     state = ComparerState(folder)
     assert state.facts[0].name == "again/naive-s0"
-    assert [f.name for f in state.facts] == [f.name for f in compare(folder).facts] == run_names([str(f.run.folder) for f in state.facts])
+    assert [f.name for f in state.facts] == [f.name for f in compare(folder).facts] == run_names(
+        [str(f.run.folder) for f in state.facts])
 
 
 def test_search_order_and_pages(folder):
@@ -118,7 +125,8 @@ def test_search_order_and_pages(folder):
 def test_only_what_differs(folder):
     c = compare(folder)
     few, all_of_it = columns(c), columns(c, differs=False)
-    assert "seed" in few and "settings.steps" not in few and "settings.steps" in all_of_it and len(set(all_of_it)) == len(all_of_it)
+    assert ("seed" in few and "settings.steps" not in few and "settings.steps" in all_of_it
+            and len(set(all_of_it)) == len(all_of_it))
 
 
 def test_what_cannot_be_changes_nothing(folder):
@@ -171,7 +179,8 @@ def imaged(folder: Path, size: int = 64):
     data = micrographs(6, 2, 2, size=size)
     for strategy, offset in (("naive", 0.0), ("class_balanced", 0.3)):
         probs = lambda i, offset=offset: np.clip(data.train.mask(i)[None] * 0.7 + offset, 0, 1)
-        store([(data.train.ids[i], probs(i)) for i in (3, 4)], folder / f"{strategy}-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
+        store([(data.train.ids[i], probs(i)) for i in (3, 4)], folder / f"{strategy}-s0" / "predictions" / "round-3",
+              teacher="checkpoints/round-2.safetensors")
     return data
 
 
@@ -179,7 +188,8 @@ def test_hidden_labels_stay_hidden_unless_asked_for(folder):
     data = imaged(folder)
     runs = compare(folder).only(["naive-s0", "class_balanced-s0", "supervised-s0"])
     assert image_choices(runs, data) == {"train_0003": "watched", "train_0004": "watched"}
-    words = lambda fig: " ".join(ax.get_title() for ax in fig.axes) + fig.get_suptitle() + " ".join(t.get_text() for legend in fig.legends for t in legend.get_texts())
+    words = lambda fig: " ".join(ax.get_title() for ax in fig.axes) + fig.get_suptitle() + " ".join(
+        t.get_text() for legend in fig.legends for t in legend.get_texts())
     hidden, seen = words(show_image(runs, data, "train_0003")), words(show_image(runs, data, "train_0003", oracle=True))
     assert "labels hidden" in hidden and "F1" not in hidden and "missed" not in hidden
     assert "oracle" in seen and "F1 1.000" in seen and "supervised-s0: keeps no prediction" in seen
@@ -191,9 +201,12 @@ def test_images_without_labels_are_found_by_the_names_that_runs_give_them(folder
     data = micrographs(6, 2, 2, size=64)
     data = replace(data, train=data.train.subset(data.train.ids[:3]), unlabeled=data.train.subset(data.train.ids[3:]))
     probs = data.pool().mask(3)[None] * 0.7
-    said = store([("unlabeled/train_0003", probs)], folder / "naive-s0" / "predictions" / "round-3", teacher="checkpoints/round-2.safetensors")
-    shown = show_image(compare(folder).only(["naive-s0", "supervised-s0"]), data, "unlabeled/train_0003").axes[0].images[0].get_array()
-    assert np.corrcoef(np.ravel(shown), data.train._with(data.unlabeled.items).image(0).ravel())[0, 1] > 0.9 # the image, not its probabilities
+    said = store([("unlabeled/train_0003", probs)], folder / "naive-s0" / "predictions" / "round-3",
+                 teacher="checkpoints/round-2.safetensors")
+    shown = show_image(
+        compare(folder).only(["naive-s0", "supervised-s0"]), data, "unlabeled/train_0003").axes[0].images[0].get_array()
+    # the image, not its probabilities
+    assert np.corrcoef(np.ravel(shown), data.train._with(data.unlabeled.items).image(0).ravel())[0, 1] > 0.9
     assert image_sets(data, said).ids[-1] == "unlabeled/train_0005"
 
 
@@ -203,10 +216,13 @@ def test_validation_images_are_predicted_with_their_errors(folder):
     data = imaged(folder)
     runs = compare(folder).only(["naive-s0", "supervised-s0"])
     for f in runs.facts:
-        (f.run.folder / "split.json").write_text(f.run.folder.joinpath("split.json").read_text().replace("v.png", data.val.ids[0]))
+        (f.run.folder / "split.json").write_text(
+            f.run.folder.joinpath("split.json").read_text().replace("v.png", data.val.ids[0]))
         c = f.run.folder / "config.json"
-        c.write_text(c.read_text().replace('"batch_size": 4', '"batch_size": 4, "tile": 1024').replace("[8, 16]", "[4, 8]"))
-        save_network(f.run.folder / f.run.best().checkpoint, build_network("unet", 1, 2, **f.run.config["settings"]["network_options"]), f1=0.5)
+        c.write_text(
+            c.read_text().replace('"batch_size": 4', '"batch_size": 4, "tile": 1024').replace("[8, 16]", "[4, 8]"))
+        save_network(f.run.folder / f.run.best().checkpoint,
+                     build_network("unet", 1, 2, **f.run.config["settings"]["network_options"]), f1=0.5)
     before = everything(folder)
     assert image_choices(runs, data)[data.val.ids[0]] == "validation"
     titles = [ax.get_title() for ax in show_image(runs, data, data.val.ids[0]).axes]
@@ -263,11 +279,13 @@ def test_it_saves_and_snapshots(folder, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     view = RunComparer(folder)
     view.state.pick_found()
-    assert view.save("csv").read_text().count("\n") == 16 and view.save("png").read_bytes()[1:4] == b"PNG" and b"<svg" in view.save("svg", "drawn").read_bytes()
+    assert (view.save("csv").read_text().count("\n") == 16 and view.save("png").read_bytes()[1:4] == b"PNG"
+            and b"<svg" in view.save("svg", "drawn").read_bytes())
     with pytest.raises(UserError): view.save("pdf")
     bundle = view._repr_mimebundle_()
     bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    assert "application/vnd.jupyter.widget-view+json" in bundle and "data:image/png;base64," in bundle["text/html"] and "15 runs" in bundle["text/plain"]
+    assert ("application/vnd.jupyter.widget-view+json" in bundle and "data:image/png;base64," in bundle["text/html"]
+            and "15 runs" in bundle["text/plain"])
     assert len(bundle["text/html"]) < 150_000
 
 
@@ -276,13 +294,16 @@ def test_every_control_says_what_it_is_for(folder):
     def below(w):
         yield w
         for child in getattr(w, "children", ()): yield from below(child)
-    controls = [w for w in below(RunComparer(folder)) if hasattr(w, "description") and type(w).__name__ not in ("HTML",)]
-    assert len(controls) > 25 and all(w.description or type(w).__name__ == "ToggleButtons" for w in controls) and all(w.tooltip for w in controls)
+    controls = [
+        w for w in below(RunComparer(folder)) if hasattr(w, "description") and type(w).__name__ not in ("HTML",)]
+    assert len(controls) > 25 and all(
+        w.description or type(w).__name__ == "ToggleButtons" for w in controls) and all(w.tooltip for w in controls)
 
 
 def test_a_thousand_runs_are_listed_at_once(tmp_path):
     from pseudolabel_nb.widgets.comparer import RunComparer
-    for k in range(1000): write_run(tmp_path / f"run-{k:04}", 0.6, strategy=("supervised", "naive")[k % 2], seed=k, metrics=False)
+    for k in range(1000):
+        write_run(tmp_path / f"run-{k:04}", 0.6, strategy=("supervised", "naive")[k % 2], seed=k, metrics=False)
     began = time.perf_counter()
     view = RunComparer(tmp_path)
     listed = time.perf_counter() - began
@@ -294,10 +315,13 @@ def test_a_thousand_runs_are_listed_at_once(tmp_path):
 
 
 def test_of_several_baseline_runs_the_newest_counts_everywhere(tmp_path):
-    for k, (name, strategy, f1) in enumerate((("old", "supervised", 0.40), ("new", "supervised", 0.58), ("tried", "naive", 0.60))):
+    for k, (name, strategy, f1) in enumerate(
+        (("old", "supervised", 0.40), ("new", "supervised", 0.58), ("tried", "naive", 0.60))
+    ):
         for p in write_run(tmp_path / name, f1, strategy=strategy).iterdir(): os.utime(p, (1000 * (k + 1),) * 2)
     made = compare(tmp_path)
-    assert paired(made)["naive"] == pytest.approx([0.02]) and made.gains().set_index("strategy.name").loc["naive", "mean"] == pytest.approx(0.02)
+    assert (paired(made)["naive"] == pytest.approx([0.02])
+            and made.gains().set_index("strategy.name").loc["naive", "mean"] == pytest.approx(0.02))
 
 
 def test_why_there_is_no_picture_is_said_as_long_as_there_is_none(tmp_path):
@@ -307,6 +331,8 @@ def test_why_there_is_no_picture_is_said_as_long_as_there_is_none(tmp_path):
     view.state.pick_found()
     view.state.change(view="gain")
     assert "none of 2 runs has a score" in view.undrawn.value and not view.picture.value
-    for strategy in ("supervised", "naive"): (tmp_path / strategy / "result.json").write_text('{"f1": 0.7, "precision": 0.7, "recall": 0.7, "best_round": 3}')
+    for strategy in ("supervised", "naive"):
+        (tmp_path / strategy / "result.json").write_text(
+            '{"f1": 0.7, "precision": 0.7, "recall": 0.7, "best_round": 3}')
     view.state.refresh()
     assert not view.undrawn.value and view.picture.value[1:4] == b"PNG"

@@ -1,4 +1,5 @@
-"Diagnosis: each pathology is found at every strength and nothing else is; runs are only read; hidden labels stay hidden; pages are safe to open."
+"""Diagnosis: each pathology is found at every strength and nothing else is; runs are only read; hidden labels stay
+hidden; pages are safe to open."""
 import hashlib
 import re
 import shutil
@@ -18,7 +19,8 @@ from pseudolabel_nb.diagnostics.findings import Diagnosis, Finding, Remedy
 from pseudolabel_nb.diagnostics.gather import ask
 from pseudolabel_nb.diagnostics.known import DiagnosisInputs
 from pseudolabel_nb.inference.predictions import store
-from pseudolabel_nb.measures.calibration import calibrate, calibrations, expected_quality, promised, ratio_threshold, reliability, true_quality
+from pseudolabel_nb.measures.calibration import (
+    calibrate, calibrations, expected_quality, promised, ratio_threshold, reliability, true_quality)
 from pseudolabel_nb.measures.metrics import binary_histogram
 from pseudolabel_nb.measures.shift import agreement, estimate_shift
 from pseudolabel_nb.runs.run import open_run, teacher_of
@@ -53,9 +55,12 @@ def test_stronger_is_never_less_severe():
 
 def test_order_of_images_does_not_matter():
     k, order = constructed("too few", 0.5), np.random.default_rng(0).permutation(24)
-    turned = replace(k, kept=k.kept[order], pixels=k.pixels[order], truth=k.truth[order], kept_groups=(), pixel_groups=(), real_groups=())
-    a, b = (examine(x, only=QUICK[:4]).findings for x in (replace(k, kept_groups=(), pixel_groups=(), real_groups=()), turned))
-    assert [(f.topic, f.severity, round(f.value, 9)) for f in a] == [(f.topic, f.severity, round(f.value, 9)) for f in b]
+    turned = replace(k, kept=k.kept[order], pixels=k.pixels[order], truth=k.truth[order], kept_groups=(),
+                     pixel_groups=(), real_groups=())
+    a, b = (examine(x, only=QUICK[:4]).findings
+            for x in (replace(k, kept_groups=(), pixel_groups=(), real_groups=()), turned))
+    assert [(f.topic, f.severity, round(f.value, 9)) for f in a] == [
+        (f.topic, f.severity, round(f.value, 9)) for f in b]
 
 
 def test_every_remedy_can_be_typed():
@@ -63,12 +68,14 @@ def test_every_remedy_can_be_typed():
         for f in examine(constructed(name, 1)).findings:
             if f.remedy: assert strategy(f.remedy.strategy, **f.remedy.changes).name == f.remedy.strategy
     call = Remedy("limited", {"selector__ratio": 2.0, "start": "restart"}).call
-    assert eval(call, {"strategy": strategy}) == strategy("limited", selector__ratio=2.0, start="restart") # noqa: S307 our own text
+    # our own text
+    assert eval(call, {"strategy": strategy}) == strategy("limited", selector__ratio=2.0, start="restart") # noqa: S307
 
 
 def test_mission_rules():
     "Under half: class-balanced; over twice: a higher threshold; 12 to 1: limited."
-    remedy = lambda name, topic: next(f.remedy for f in examine(constructed(name, 0.5), only=QUICK).findings if f.topic == topic)
+    remedy = lambda name, topic: next(
+        f.remedy for f in examine(constructed(name, 0.5), only=QUICK).findings if f.topic == topic)
     assert remedy("too few", "class ratio").strategy == "class_balanced"
     assert remedy("too many", "class ratio").changes["selector__threshold"] > 0.7
     assert remedy("diluted", "dilution").strategy == "limited"
@@ -87,7 +94,8 @@ def test_calibration_keeps_order_and_stays_inside(method):
 def test_promise_of_the_truth_is_the_truth():
     hist = constructed("clean", 0).truth.sum(0)
     rate = np.divide(hist[1], hist.sum(0), out=np.zeros(1024), where=hist.sum(0) > 0)
-    for t in ((0.5, 0.5), (0.7, 0.9), (0.6, 0.3)): np.testing.assert_allclose(promised(hist.sum(0), rate, t), true_quality(hist, t))
+    for t in ((0.5, 0.5), (0.7, 0.9), (0.6, 0.3)):
+        np.testing.assert_allclose(promised(hist.sum(0), rate, t), true_quality(hist, t))
     precision, recall, f1 = true_quality(hist, (0.7, 0.7))[:3]
     assert f1 == pytest.approx(2 * precision * recall / (precision + recall))
 
@@ -139,7 +147,8 @@ def data():
 def finished(data, tmp_path_factory):
     "A run of a few steps, two rounds."
     s = Settings(steps=24, crop=64, evaluations=1, checkpoint_every=1000)
-    return run(data, strategy("limited", rounds=2, selector__threshold=0.5), tmp_path_factory.mktemp("runs") / "naive <b>&", labeled_ratio=0.25, settings=s, device="cpu")
+    return run(data, strategy("limited", rounds=2, selector__threshold=0.5),
+               tmp_path_factory.mktemp("runs") / "naive <b>&", labeled_ratio=0.25, settings=s, device="cpu")
 
 
 def _fingerprint(folder):
@@ -184,7 +193,10 @@ def test_hidden_labels_stay_hidden(finished, data):
     "Without oracle=True no mask of an unlabeled image is read."
     labeled = set(finished.split["labeled"])
     def refuse(): raise AssertionError("a hidden label was read")
-    guarded = replace(data, train=type(data.train)([i if i.id in labeled else replace(i, read_mask=refuse) for i in data.train.items], name="guarded"))
+    guarded = replace(
+        data,
+        train=type(data.train)(
+            [i if i.id in labeled else replace(i, read_mask=refuse) for i in data.train.items], name="guarded"))
     assert diagnose(finished, guarded).findings
     with pytest.raises(AssertionError, match="hidden label"): diagnose(finished, guarded, oracle=True)
 
@@ -196,14 +208,18 @@ def test_other_masks_than_the_run_had_are_refused(finished, data, split, tmp_pat
     (again.folder / "result.json").unlink() # what is scored is not scored again
     one = finished.split["labeled" if split == "train" else "val"][0]
     images = getattr(data, split)
-    other = replace(data, **{split: images._with([replace(i, read_mask=lambda i=i: 1 - i.read_mask()) if i.id == one else i for i in images.items])})
+    other = replace(
+        data,
+        **{split: images._with(
+               [replace(i, read_mask=lambda i=i: 1 - i.read_mask()) if i.id == one else i for i in images.items])})
     for use in (diagnose, lambda run, data: list(rounds(run, data)), finish):
         with pytest.raises(UserError, match="begun"): use(again, other)
         use(again, data)
 
 
 def test_supervised_run_asks_about_some_images(data, tmp_path):
-    done = run(data, "supervised", tmp_path / "s", labeled_ratio=0.25, settings=Settings(steps=8, crop=64, evaluations=1), device="cpu")
+    done = run(data, "supervised", tmp_path / "s", labeled_ratio=0.25,
+               settings=Settings(steps=8, crop=64, evaluations=1), device="cpu")
     k, _ = known_of(done, data, limit=5)
     assert k.kept is None and 3 <= len(k.pixels) <= 5 and k.predictions.folder.exists()
     folder = k.predictions.folder
@@ -220,7 +236,8 @@ def test_record_selection_masks_agree(finished):
     import torch
     selection = apply(Rule((0.7, 0.7)), torch.tensor(probs))
     real = [np.eye(8, dtype=np.uint8)]
-    assert str(diagnose(selection, real=real)).splitlines()[1:] == str(diagnose(selection.target, real=real)).splitlines()[1:]
+    assert str(diagnose(selection, real=real)).splitlines()[1:] == str(
+        diagnose(selection.target, real=real)).splitlines()[1:]
 
 
 def test_three_classes(tmp_path):
@@ -230,7 +247,8 @@ def test_three_classes(tmp_path):
     probs = [np.stack([0.1 + 0.7 * (m == c) for c in (1, 2)]) for m in masks]
     said = store(zip(images.ids, probs), tmp_path / "p", n_classes=3)
     from pseudolabel_nb.data.images import Data
-    d = diagnose(said, Data("three", train=images, val=images, classes=("ground", "cells", "dirt")), validation=said, oracle=True, real=[(m > 0).astype(np.uint8) for m in masks])
+    d = diagnose(said, Data("three", train=images, val=images, classes=("ground", "cells", "dirt")), validation=said,
+                 oracle=True, real=[(m > 0).astype(np.uint8) for m in masks])
     assert "for cells" in str(d) and "for dirt" in str(d)
     assert d.about("expected quality")[0].value > 0.95
 
@@ -243,28 +261,37 @@ def test_page_escapes_names_and_fetches_nothing(finished, data, tmp_path):
 
 
 def test_errors_name_the_way_out(finished, data, tmp_path):
-    for make, said in ((lambda: diagnose(tmp_path), "is no run folder"), (lambda: diagnose(finished, data, round=7), "expected 0 to 2"),
-                       (lambda: diagnose(finished, micrographs(n_train=2, n_val=1, n_test=1, size=64)), "open the data it was begun with"),
+    for make, said in ((lambda: diagnose(tmp_path), "is no run folder"),
+                       (lambda: diagnose(finished, data, round=7), "expected 0 to 2"),
+                       (lambda: diagnose(finished, micrographs(n_train=2, n_val=1, n_test=1, size=64)),
+                        "open the data it was begun with"),
                        (lambda: diagnose([np.zeros((2, 2))], real=[np.zeros((2, 2))], oracle=True), "leave them out"),
-                       (lambda: ask(open_run(finished.folder), ["checkpoints/gone.safetensors"], data.val, "x"), "restore it")):
+                       (lambda: ask(open_run(finished.folder), ["checkpoints/gone.safetensors"], data.val, "x"),
+                        "restore it")):
         with pytest.raises(UserError, match=said) as e: make()
         assert "\n" not in str(e.value)
 
 
 def test_text_is_readable_and_sorted():
-    d = Diagnosis((Finding("a", "ok", 1.0, "1", "Fine."), Finding("b", "severe", 2.0, "2", "Bad.", Remedy("limited"))), subject="x")
-    assert d.worst == "severe" and str(d).index("Bad.") < str(d).index("Fine.") and max(map(len, str(d).splitlines())) <= 120
+    d = Diagnosis((Finding("a", "ok", 1.0, "1", "Fine."), Finding("b", "severe", 2.0, "2", "Bad.", Remedy("limited"))),
+                  subject="x")
+    assert d.worst == "severe" and str(d).index("Bad.") < str(d).index("Fine.") and max(
+        map(len, str(d).splitlines())) <= 120
     assert Diagnosis(()).verdict == "Nothing could be examined." and set(examinations) >= set(QUICK)
-    assert examine(DiagnosisInputs()).worst == "ok" and len(examine(DiagnosisInputs()).left_out) == len(examinations) + 1
+    assert (
+        examine(DiagnosisInputs()).worst == "ok" and len(examine(DiagnosisInputs()).left_out) == len(examinations) + 1)
 
 
 def test_command_on_a_run(finished, capsys, tmp_path):
     from pseudolabel_nb.cli import diagnose as command
     assert command([str(finished.folder), "--html", str(tmp_path / "page.html")]) == 0
     said = capsys.readouterr().out
-    assert "does not say where its images are" in said and "class ratio" in said and (tmp_path / "page.html").stat().st_size > 10_000
-    assert command([str(finished.folder), "--data-dir", str(tmp_path / "gone")]) == 2 and "gone" in capsys.readouterr().err
-    assert command([str(finished.folder), "--device", "abacus"]) == 2 and "device 'abacus' cannot be used" in capsys.readouterr().err
+    assert ("does not say where its images are" in said and "class ratio" in said
+            and (tmp_path / "page.html").stat().st_size > 10_000)
+    assert command(
+        [str(finished.folder), "--data-dir", str(tmp_path / "gone")]) == 2 and "gone" in capsys.readouterr().err
+    assert (command([str(finished.folder), "--device", "abacus"]) == 2
+            and "device 'abacus' cannot be used" in capsys.readouterr().err)
 
 
 def test_histogram_of_the_whole_is_the_sum():

@@ -1,4 +1,5 @@
-"Two processes for one run, on a CPU: the same rows, the same losses, the same run as one process; interrupted, it goes on."
+"""Two processes for one run, on a CPU: the same rows, the same losses, the same run as one process; interrupted, it
+goes on."""
 import json
 import os
 import signal
@@ -30,18 +31,22 @@ class Counted(nn.Module):
     "A network without batch statistics that writes down each row that passes through it."
     def __init__(self, channels, n_classes):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, n_classes, 3, padding=1))
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, n_classes, 3, padding=1))
         self.encoder_features = [self.layers[0]]
     def forward(self, x):
         with open(Path(os.environ["ROWS"]) / os.environ.get("RANK", "0"), "a") as f:
-            for row in x: f.write(json.dumps([self.training, [*row.shape], round(row.double().abs().sum().item(), 3)]) + "\\n")
+            for row in x:
+                f.write(json.dumps([self.training, [*row.shape], round(row.double().abs().sum().item(), 3)]) + "\\n")
         return self.layers(x)
 
 register_network("counted")(lambda channels, n_classes: Counted(channels, n_classes))
 '''
-COMMON = ("--labeled-ratios", "0.25", "--learning-rates", "0.003", "--steps", "12", "--crop", "32", "--network", "counted", "--setting", "evaluations=12", "--setting", "gate=0", "--device", "cpu", "--threads", "1")
+COMMON = ("--labeled-ratios", "0.25", "--learning-rates", "0.003", "--steps", "12", "--crop", "32", "--network",
+          "counted", "--setting", "evaluations=12", "--setting", "gate=0", "--device", "cpu", "--threads", "1")
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,8 @@ def root(tmp_path_factory) -> Path:
     root, data = tmp_path_factory.mktemp("together"), micrographs(n_train=11, n_val=4, n_test=4, size=64)
     for name in ("train", "val", "test"):
         images = getattr(data, name)
-        np.savez(root / f"{name}.npz", images=np.stack([images.image(i)[0] for i in range(len(images))]), masks=np.stack([images.mask(i) for i in range(len(images))]))
+        np.savez(root / f"{name}.npz", images=np.stack([images.image(i)[0] for i in range(len(images))]),
+                 masks=np.stack([images.mask(i) for i in range(len(images))]))
     (root / "plugin.py").write_text(PLUGIN)
     return root
 
@@ -61,9 +67,11 @@ def begun(root: Path, out: Path, together: int, *more: str) -> subprocess.Popen:
     rows.mkdir(parents=True, exist_ok=True)
     launch = LAUNCH if together > 1 else []
     data = [x for name in ("train", "val", "test") for x in (f"--{name}-data-dir", str(root / f"{name}.npz"))]
-    argv = [sys.executable, *launch, "-m", "pseudolabel_nb.cli", *data, "--output-dir", str(out), "--plugin", str(root / "plugin.py"), *COMMON, *more]
+    argv = [sys.executable, *launch, "-m", "pseudolabel_nb.cli", *data, "--output-dir", str(out), "--plugin",
+            str(root / "plugin.py"), *COMMON, *more]
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | dict(ROWS=str(rows), OMP_NUM_THREADS="1")
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    return subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
 
 def ended(*given) -> str:
@@ -81,7 +89,8 @@ def rows(out: Path) -> Counter:
 
 def steps(out: Path, run: str) -> np.ndarray:
     "Loss, F1 and threshold of every step of a run."
-    return np.array([[line[k] for k in ("loss", "f1", "threshold")] for line in read_jsonl(out / "runs" / run / "metrics.jsonl")])
+    return np.array(
+        [[line[k] for k in ("loss", "f1", "threshold")] for line in read_jsonl(out / "runs" / run / "metrics.jsonl")])
 
 
 STRATEGIES = "naive,mean_teacher,pu,cps"
@@ -113,11 +122,13 @@ def test_same_losses(alone, together, strategy):
     one, two = steps(alone, run), steps(together[0], run)
     assert len(one) == len(two) >= 6 # the first teacher is shared
     assert np.abs(one - two).max() < 1e-4
-    assert abs(read_json(alone / "runs" / run / "result.json")["f1"] - read_json(together[0] / "runs" / run / "result.json")["f1"]) < 1e-4
+    assert abs(read_json(alone / "runs" / run / "result.json")["f1"]
+               - read_json(together[0] / "runs" / run / "result.json")["f1"]) < 1e-4
 
 
 def test_predictions_without_gaps_or_repeats(alone, together):
-    one, two = (Predictions(out / "runs" / "naive-r0.25-s0" / "predictions" / "round-3") for out in (alone, together[0]))
+    one, two = (
+        Predictions(out / "runs" / "naive-r0.25-s0" / "predictions" / "round-3") for out in (alone, together[0]))
     assert one.ids == two.ids
     assert max(np.abs(one.quantized(i).astype(int) - two.quantized(i)).max() for i in range(len(one))) < 65535 * 1e-4
 
@@ -125,7 +136,8 @@ def test_predictions_without_gaps_or_repeats(alone, together):
 def test_one_voice_and_one_folder(alone, together):
     out, said = together
     assert said.count("labels  strategy") == 1
-    assert {p.relative_to(out) for p in out.rglob("*") if p.name != ".lock"} == {p.relative_to(alone) for p in alone.rglob("*") if p.name != ".lock"}
+    assert {p.relative_to(out) for p in out.rglob("*") if p.name != ".lock"} == {
+        p.relative_to(alone) for p in alone.rglob("*") if p.name != ".lock"}
     assert read_json(out / "runs" / "naive-r0.25-s0" / "environment.json")["processes"] == 2
 
 
@@ -143,7 +155,8 @@ def test_interrupted_goes_on(root, alone, tmp_path):
     time.sleep(1)
     ended(root, out, 2, "--strategy", "naive", "--setting", "checkpoint_every=1")
     again = {line["step"] + 100 * line["round"]: line for line in read_jsonl(lines)}
-    assert np.abs(np.array([again[k]["loss"] for k in sorted(again)]) - steps(alone, "naive-r0.25-s0")[:, 0]).max() < 1e-4
+    assert np.abs(
+        np.array([again[k]["loss"] for k in sorted(again)]) - steps(alone, "naive-r0.25-s0")[:, 0]).max() < 1e-4
 
 
 def test_refused_clearly(root, tmp_path):
@@ -159,13 +172,15 @@ from pseudolabel_nb.core import process_number
 from pseudolabel_nb.models.checkpoints import save_tensors
 from pseudolabel_nb.models.distributed import forward, share_gradients
 torch.manual_seed(0)
-network, x = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 3)), torch.randn(5, 1, 16, 16)
+network, x = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 3)), torch.randn(5, 1, 16, 16)
 network[1].eval() # statistics are of a process's own rows
 z = forward(network, x)
 ((z.sigmoid().sum() - 100).clamp(min=0) / (z > 0).sum()).backward()
 network[1].running_mean += process_number()
 share_gradients(network)
-if process_number() == 0: save_tensors(sys.argv[1], dict({n: p.grad for n, p in network.named_parameters()}, mean=network[1].running_mean))
+if process_number() == 0:
+    save_tensors(sys.argv[1], dict({n: p.grad for n, p in network.named_parameters()}, mean=network[1].running_mean))
 '''
 
 
@@ -173,7 +188,8 @@ def test_gradients_add_up_and_buffers_are_averaged(tmp_path):
     "AdamW does not see how long a gradient is, so it is looked at itself."
     (tmp_path / "step.py").write_text(GRADIENT)
     for name, launch in (("one", []), ("two", LAUNCH)):
-        subprocess.run([sys.executable, *launch, str(tmp_path / "step.py"), str(tmp_path / f"{name}.safetensors")], check=True, timeout=120, capture_output=True)
+        subprocess.run([sys.executable, *launch, str(tmp_path / "step.py"), str(tmp_path / f"{name}.safetensors")],
+                       check=True, timeout=120, capture_output=True)
     one, two = (load_tensors(tmp_path / f"{name}.safetensors")[0] for name in ("one", "two"))
     assert (one.pop("mean") - two.pop("mean")).tolist() == [-0.5] * 4
     for name in one: assert np.allclose(one[name], two[name], rtol=1e-4, atol=1e-7) and one[name].abs().max() > 0
@@ -188,7 +204,8 @@ def work(out):
     from pseudolabel_nb.training.rounds import run
     from pseudolabel_nb.runs.settings import Settings
     torch.set_num_threads(1)
-    run(micrographs(n_train=8, n_val=2, n_test=2, size=64), "naive", out, labeled_ratio=0.25, settings=Settings(steps=8, crop=32, evaluations=1), device="auto")
+    run(micrographs(n_train=8, n_val=2, n_test=2, size=64), "naive", out, labeled_ratio=0.25,
+        settings=Settings(steps=8, crop=32, evaluations=1), device="auto")
 if __name__ == "__main__": notebook_launcher(work, (sys.argv[1],), num_processes=2, use_port=sys.argv[2])
 '''
 
@@ -199,6 +216,8 @@ def test_notebook_launcher(tmp_path):
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     env = dict(os.environ, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
-    done = subprocess.run([sys.executable, tmp_path / "cell.py", tmp_path / "run", port], capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run([sys.executable, tmp_path / "cell.py", tmp_path / "run", port], capture_output=True,
+                          text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2 and (tmp_path / "run" / "result.json").exists()
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2 and (
+        tmp_path / "run" / "result.json").exists()

@@ -1,4 +1,5 @@
-"""Ensembles on input nobody would write by hand: rules against counting pixel by pixel, interruptions, and what is refused."""
+"""Ensembles on input nobody would write by hand: rules against counting pixel by pixel, interruptions, and what is
+refused."""
 import json
 from functools import partial
 
@@ -26,23 +27,29 @@ def stored(draw, classes=(2, 4)):
     "What one to five members say of a few pixels, as stores give it; ends and near-ties of the range come often."
     members, n_classes, seed = draw(st.integers(1, 5)), draw(st.sampled_from(classes)), draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    p = rng.dirichlet(np.full(n_classes, draw(st.sampled_from([0.1, 1.0, 30.0]))), (members, 3, 7)).transpose(0, 3, 1, 2)
+    p = rng.dirichlet(
+        np.full(n_classes, draw(st.sampled_from([0.1, 1.0, 30.0]))), (members, 3, 7)).transpose(0, 3, 1, 2)
     q = quantize(p[:, 1:])
-    return with_background(np.where(rng.random((members, 1, 3, 7)) < 0.2, levels // n_classes + rng.integers(2, size=q.shape), q).astype(np.uint16))
+    return with_background(
+        np.where(rng.random((members, 1, 3, 7)) < 0.2, levels // n_classes + rng.integers(2, size=q.shape),
+                 q).astype(np.uint16))
 
 
 def member(folder, seed, n_classes=2, sizes=sizes, teacher=None):
     "A store of random distributions."
     rng = np.random.default_rng(seed)
     images = [rng.dirichlet(np.ones(n_classes), s).transpose(2, 0, 1)[1:] for s in sizes]
-    return store([(f"{k}.png", p) for k, p in enumerate(images)], folder, n_classes, teacher=f"seed {seed}" if teacher is None else teacher)
+    return store([(f"{k}.png", p) for k, p in enumerate(images)], folder, n_classes,
+                 teacher=f"seed {seed}" if teacher is None else teacher)
 
 
 @pytest.fixture
 def members(tmp_path): return [member(tmp_path / f"member-{k}", k) for k in range(3)]
 
 
-def files(predictions): return {name: (predictions.folder / name).read_bytes() for name in ("probs.u16", "histograms.i32", "index.jsonl", "meta.json")}
+def files(predictions):
+    return {name: (predictions.folder / name).read_bytes()
+            for name in ("probs.u16", "histograms.i32", "index.jsonl", "meta.json")}
 
 
 # Rules
@@ -80,16 +87,19 @@ def test_the_order_of_members_does_not_matter(probs, random):
     order = random.sample(range(len(probs)), len(probs))
     weights = [random.random() for _ in order]
     for how in rules:
-        torch.testing.assert_close(combine_probs(probs[order], how, [weights[k] for k in order]), combine_probs(probs, how, weights), atol=1e-6, rtol=0)
+        torch.testing.assert_close(combine_probs(probs[order], how, [weights[k] for k in order]),
+                                   combine_probs(probs, how, weights), atol=1e-6, rtol=0)
 
 
 @quick
 @given(stored(), st.floats(1e-6, 1e6))
 def test_only_the_ratios_of_weights_count_and_a_member_of_weight_0_is_not_there(probs, factor):
     weights = np.arange(1, len(probs) + 1)
-    torch.testing.assert_close(combine_probs(probs, "weighted", weights * factor), combine_probs(probs, "weighted", weights), atol=1e-6, rtol=0)
+    torch.testing.assert_close(combine_probs(probs, "weighted", weights * factor),
+                               combine_probs(probs, "weighted", weights), atol=1e-6, rtol=0)
     with_ghost = torch.cat([probs, probs[:1].flip(1)])
-    torch.testing.assert_close(combine_probs(with_ghost, "weighted", [*weights, 0]), combine_probs(probs, "weighted", weights), atol=1e-6, rtol=0)
+    torch.testing.assert_close(combine_probs(with_ghost, "weighted", [*weights, 0]),
+                               combine_probs(probs, "weighted", weights), atol=1e-6, rtol=0)
 
 
 def test_members_that_are_all_worth_nothing_count_alike():
@@ -130,10 +140,11 @@ def test_two_alike_are_reliable_as_they_are():
 
 # Refused
 
-@pytest.mark.parametrize(("how", "weights", "said"), [
-    ("avarage", None, "unknown combination 'avarage'"), ("weighted", None, "no weights"), ("weighted", (1, 1), "expected 3 numbers"),
-    ("weighted", (1, 1, -1), "at least 0"), ("weighted", (1, 1, float("nan")), "at least 0"), ("mean", (1, 1, float("inf")), "at least 0"),
-    ("reliable_negatives", None, "expected 2")])
+@pytest.mark.parametrize(("how", "weights", "said"),
+                         [("avarage", None, "unknown combination 'avarage'"), ("weighted", None, "no weights"),
+                          ("weighted", (1, 1), "expected 3 numbers"), ("weighted", (1, 1, -1), "at least 0"),
+                          ("weighted", (1, 1, float("nan")), "at least 0"),
+                          ("mean", (1, 1, float("inf")), "at least 0"), ("reliable_negatives", None, "expected 2")])
 def test_what_a_rule_cannot_use_is_refused_before_anything_is_written(members, tmp_path, how, weights, said):
     before = files(combine(members, tmp_path / "out"))
     with pytest.raises(UserError, match=said) as e: combine(members, tmp_path / "out", how, weights)
@@ -145,8 +156,12 @@ def test_members_that_do_not_fit_are_refused(members, tmp_path):
     others = {
         "classes": member(tmp_path / "classes", 1, n_classes=3),
         r"images .* \(4 instead of 5\)": member(tmp_path / "fewer", 1, sizes=sizes[:4]),
-        r"the one at 0 is 'z' instead of '0.png'": store([("z", members[0].probs(0)[1:].numpy())] + [(f"{k}.png", members[0].probs(k)[1:].numpy()) for k in range(1, 5)], tmp_path / "named"),
-        r"image sizes .*the one at 1 is \(8, 9\) instead of \(8, 8\)": member(tmp_path / "sized", 1, sizes=(sizes[0], (8, 9), *sizes[2:])),
+        r"the one at 0 is 'z' instead of '0.png'": store(
+            [("z", members[0].probs(0)[1:].numpy())]
+            + [(f"{k}.png", members[0].probs(k)[1:].numpy()) for k in range(1, 5)],
+            tmp_path / "named"),
+        r"image sizes .*the one at 1 is \(8, 9\) instead of \(8, 8\)": member(
+            tmp_path / "sized", 1, sizes=(sizes[0], (8, 9), *sizes[2:])),
     }
     for said, other in others.items():
         for call in (partial(combine, out=tmp_path / "out"), partial(agreement, thresholds=(0.8, 0.6))):
@@ -158,7 +173,8 @@ def test_members_that_do_not_fit_are_refused(members, tmp_path):
 @pytest.mark.parametrize("same", ["member-1", "member-1/", "../{name}/member-1"])
 def test_a_member_is_not_written_over(members, tmp_path, same):
     before = files(members[1])
-    with pytest.raises(UserError, match="folder of its own"): combine(members, f"{tmp_path}/{same.format(name=tmp_path.name)}")
+    with pytest.raises(UserError, match="folder of its own"):
+        combine(members, f"{tmp_path}/{same.format(name=tmp_path.name)}")
     assert files(members[1]) == before
 
 
@@ -230,11 +246,13 @@ def test_strips_change_nothing_and_bound_what_is_in_memory(tmp_path, monkeypatch
     whole = {how: [combined_planes(members, i, how, (3, 2, 1)) for i in range(2)] for how in rules}
     seen = []
     for how, rule in list(ensembles.combinations.items()):
-        monkeypatch.setitem(ensembles.combinations, how, lambda probs, weights, rule=rule: (seen.append(probs.shape), rule(probs, weights))[1])
+        monkeypatch.setitem(ensembles.combinations, how,
+                            lambda probs, weights, rule=rule: (seen.append(probs.shape), rule(probs, weights))[1])
     monkeypatch.setattr(ensembles, "strip", 100)
     for how in rules:
         for i in range(2): assert np.array_equal(combined_planes(members, i, how, (3, 2, 1)), whole[how][i])
-    assert {s[:2] for s in seen} == {(3, 3)} and max(s[2] * s[3] for s in seen) == 300 and max(s[2] for s in seen) == 5 # a row at least
+    # a row at least
+    assert {s[:2] for s in seen} == {(3, 3)} and max(s[2] * s[3] for s in seen) == 300 and max(s[2] for s in seen) == 5
 
 
 def test_no_images_at_all(tmp_path):

@@ -21,19 +21,23 @@ def made(tmp_path, classes: int = 2, n: int = 5, side: int = 32, seed: int = 0) 
     rng = np.random.default_rng(seed)
     def some(k: int) -> tuple:
         probs = rng.dirichlet([2.0] + [0.5] * (classes - 1), (k, side, side)).astype(np.float32).transpose(0, 3, 1, 2)
-        masks = np.where(rng.random((k, side, side)) < 0.3, rng.integers(0, classes, (k, side, side)), probs.argmax(1)).astype(np.uint8)
+        masks = np.where(rng.random((k, side, side)) < 0.3, rng.integers(0, classes, (k, side, side)),
+                         probs.argmax(1)).astype(np.uint8)
         masks[:, 0, 0] = classes - 1
         return probs, masks
     (probs, masks), (vp, vm) = some(n + 2), some(3)
     images = rng.integers(0, 255, (n + 2, side, side)).astype(np.uint8)
-    train, val = from_arrays(list(images), list(masks), name="train"), from_arrays(list(images[:3]), list(vm), name="val")
+    train, val = from_arrays(list(images), list(masks), name="train"), from_arrays(
+        list(images[:3]), list(vm), name="val")
     given = store(((train.ids[k], probs[k, 1:]) for k in range(n)), tmp_path / f"p{seed}", classes)
     names = ("background", *(f"class <{c}>" for c in range(1, classes)))
-    return given, Data("made", train, val, classes=names), store(((id, p[1:]) for id, p in zip(val.ids, vp)), tmp_path / f"v{seed}", classes)
+    return given, Data("made", train, val, classes=names), store(
+        ((id, p[1:]) for id, p in zip(val.ids, vp)), tmp_path / f"v{seed}", classes)
 
 
 def test_state_needs_no_widgets():
-    code = "import sys, pseudolabel_nb.widgets.explorer_state, pseudolabel_nb.widgets.explorer_state as m; assert 'ipywidgets' not in sys.modules"
+    code = ("import sys, pseudolabel_nb.widgets.explorer_state, pseudolabel_nb.widgets.explorer_state "
+            "as m; assert 'ipywidgets' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -49,7 +53,8 @@ def test_figures_are_those_of_apply(tmp_path, classes, thresholds):
     assert figures.images == tuple((each > 0).sum(0)) and figures.trusted == len(predictions) and figures.labeled == 2
     real = np.concatenate([data.train.mask(i).ravel() for i in (5, 6)])
     assert figures.ratio.real_ratio == pytest.approx((real > 0).mean(), abs=1e-6)
-    counts = sum(confusion(apply(state.rule, validation.probs(i)).target[0].numpy(), data.val.mask(i), classes) for i in range(3))
+    counts = sum(confusion(apply(state.rule, validation.probs(i)).target[0].numpy(), data.val.mask(i), classes)
+                 for i in range(3))
     assert vars(figures.validation) == pytest.approx(vars(scores(counts)), abs=0.02)
 
 
@@ -59,7 +64,8 @@ def test_every_preset(tmp_path, preset):
     state = ExplorerState(predictions, data, preset=preset)
     assert state.strategy == strategy(preset)
     state.change(thresholds=(0.81, 0.63))
-    assert state.rule.thresholds == (0.81, 0.63) and state.strategy.teacher == strategy(preset).teacher and state.strategy.method == strategy(preset).method
+    assert (state.rule.thresholds == (0.81, 0.63) and state.strategy.teacher == strategy(preset).teacher
+            and state.strategy.method == strategy(preset).method)
     state.reset()
     assert state.strategy == strategy(preset)
 
@@ -88,25 +94,30 @@ def test_order(tmp_path):
     second, _, _ = made(tmp_path, seed=1)
     state = ExplorerState(predictions, data, other=second)
     apart = [np.abs((predictions.probs(i)[1] - second.probs(i)[1]).numpy()).mean() for i in range(5)]
-    for order, values in {"uncertainty": 1 - predictions.scores(), "disagreement": apart, "foreground ratio": [(predictions.probs(i).argmax(0) > 0).float().mean().item() for i in range(5)]}.items():
+    for order, values in {"uncertainty": 1 - predictions.scores(), "disagreement": apart,
+                          "foreground ratio": [
+                              (predictions.probs(i).argmax(0) > 0).float().mean().item() for i in range(5)]}.items():
         state.change(order=order)
         assert state.order() == tuple(predictions.ids[i] for i in np.argsort(-np.array(values), kind="stable"))
     first = state.settings.image
     for _ in range(5): state.step(1)
     assert state.settings.image == first
-    with pytest.raises(UserError, match="other=Predictions"): ExplorerState(predictions, data).change(order="disagreement")
+    with pytest.raises(UserError, match="other=Predictions"):
+        ExplorerState(predictions, data).change(order="disagreement")
 
 
 def test_refused_changes_change_nothing(tmp_path):
     predictions, data, _ = made(tmp_path)
     state = ExplorerState(predictions, data)
     before = state.settings, state.strategy, state.rule
-    for wrong in (dict(thresholds=(0.5,)), dict(thresholds=(0.5, 1.5)), dict(image="nobody"), dict(preset="supervised"), dict(preset="naïve"), dict(zoom=0.5), dict(layers=("all",)), dict(center=(2, 0))):
+    for wrong in (dict(thresholds=(0.5,)), dict(thresholds=(0.5, 1.5)), dict(image="nobody"), dict(preset="supervised"),
+                  dict(preset="naïve"), dict(zoom=0.5), dict(layers=("all",)), dict(center=(2, 0))):
         with pytest.raises(UserError): state.change(**wrong)
         assert (state.settings, state.strategy, state.rule) == before
     for click in (state.at_best_f1,):
         with pytest.raises(UserError, match="validation"): click()
-    with pytest.raises(UserError, match="predicted images"): ExplorerState(predictions, from_arrays([np.zeros((8, 8))], ids=["else"]))
+    with pytest.raises(UserError, match="predicted images"):
+        ExplorerState(predictions, from_arrays([np.zeros((8, 8))], ids=["else"]))
     with pytest.raises(UserError, match="labeled images"): ExplorerState(predictions, data.train).at_prior()
 
 
@@ -114,12 +125,17 @@ def test_views_in_step(tmp_path):
     predictions, data, validation = made(tmp_path)
     view = PseudoLabelExplorer(predictions, data, validation=validation)
     second = PseudoLabelExplorer(view.state)
-    for act in (lambda: setattr(view.sliders[1], "value", 0.6), second.buttons["next"].click, lambda: setattr(second.zoom, "value", 4.0), lambda: setattr(view.layers["probability"], "value", True),
-                view.buttons["best"].click, view.buttons["right"].click, lambda: setattr(second.preset, "value", "limited"), lambda: view.state.change(together=True)):
+    for act in (lambda: setattr(view.sliders[1], "value", 0.6), second.buttons["next"].click,
+                lambda: setattr(second.zoom, "value", 4.0), lambda: setattr(view.layers["probability"], "value", True),
+                view.buttons["best"].click, view.buttons["right"].click,
+                lambda: setattr(second.preset, "value", "limited"), lambda: view.state.change(together=True)):
         before = view.state.settings
         act()
         assert view.state.settings != before
-        for one, other in zip([*view.sliders, view.zoom, view.right, view.preset, view.image, view.together, view.picture, view.figures], [*second.sliders, second.zoom, second.right, second.preset, second.image, second.together, second.picture, second.figures]):
+        for one, other in zip([*view.sliders, view.zoom, view.right, view.preset, view.image, view.together,
+                               view.picture, view.figures],
+                              [*second.sliders, second.zoom, second.right, second.preset, second.image, second.together,
+                               second.picture, second.figures]):
             assert one.value == other.value
         assert [s.value for s in view.sliders] == list(view.state.settings.thresholds)
     second.close()
@@ -152,7 +168,8 @@ def test_nothing_is_sent_back_to_a_slider_that_moved(tmp_path):
 def test_names_are_escaped(tmp_path):
     predictions, data, _ = made(tmp_path, 3)
     state = ExplorerState(predictions, data)
-    for html in (snapshot_html(state), histogram_svg(state), PseudoLabelExplorer(state)._repr_mimebundle_()["text/html"]):
+    for html in (snapshot_html(state), histogram_svg(state),
+                 PseudoLabelExplorer(state)._repr_mimebundle_()["text/html"]):
         assert "class <" not in html and "class &lt;" in html
 
 
@@ -165,7 +182,9 @@ def test_picture_marks_what_is_kept(tmp_path):
         pixels = Canvas(state, 32).pixels()
         plain = pixels if plain is None else plain
         target = apply(state.rule, predictions.probs(predictions.index(state.settings.image))).target[0].numpy()
-        if layers and layers[0] != "probability": assert ((pixels != plain).any(2) <= (target == {"foreground": 1, "background": 0, "ignored": 255}[layers[0]])).all()
+        if layers and layers[0] != "probability":
+            assert ((pixels != plain).any(2) <= (
+                        target == {"foreground": 1, "background": 0, "ignored": 255}[layers[0]])).all()
         assert not layers or (pixels != plain).any()
     for zoom, center in ((1, (0, 0)), (7, (1, 1)), (64, (0.3, 0.9))):
         top, left, h, w = window_of((32, 20), zoom, center)
@@ -182,7 +201,8 @@ def test_latency_and_memory(tmp_path):
             view.sliders[1].value = 0.3 + 0.6 * (k * 37 % 101) / 100
             return time.perf_counter() - start
         for k in range(10): move(k)
-        assert np.median([move(k) for k in range(30)]) < 0.5 # the aim is 0.05; measured, on a quiet machine, by nbs/benchmarks/latency.py
+        # the aim is 0.05; measured, on a quiet machine, by nbs/benchmarks/latency.py
+        assert np.median([move(k) for k in range(30)]) < 0.5
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         for k in range(200): move(k)

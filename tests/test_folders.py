@@ -91,7 +91,8 @@ def test_some_images_have_a_mask(tmp_path):
     shown = [data.unlabeled.image(i) for i in again]
     assert len(again) == 2 and not np.array_equal(*shown)
     disk = [np.asarray(Image.open(tmp_path / f / "03.png"), float) for f in ("images", "unlabeled")]
-    for image, stored in zip(shown, disk): assert np.allclose(image[0], (stored - stored.mean()) / stored.std(), atol=1e-4)
+    for image, stored in zip(shown, disk):
+        assert np.allclose(image[0], (stored - stored.mean()) / stored.std(), atol=1e-4)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -224,7 +225,8 @@ def test_masks_beside_annotations_are_said(tmp_path):
     (lambda p: masks(p / "masks", 2), "masks/ is there, and images/ beside it is missing"),
     (lambda p: images(p, 2), "images without masks"),
     (lambda p: (images(p, 2, suffix=".jpg"), masks(p, 3)), "other PNGs have no image"),
-    (lambda p: (images(p / "images", 2), (p / "labels").mkdir(), (p / "labels/00.txt").touch()), "labels/ holds no images"),
+    (lambda p: (images(p / "images", 2), (p / "labels").mkdir(), (p / "labels/00.txt").touch()),
+     "labels/ holds no images"),
 ])
 def test_the_nearest_layout_is_named(tmp_path, make, near):
     make(tmp_path)

@@ -1,5 +1,5 @@
-"""Short runs of every strategy end with the scores, and where the machine computes alike with the weights, that they had
-before methods were rewritten (frozen_scores.json was made by the code of before)."""
+"""Short runs of every strategy end with the scores, and where the machine computes alike with the weights, that they
+had before methods were rewritten (frozen_scores.json was made by the code of before)."""
 import hashlib
 import json
 from dataclasses import replace

@@ -46,9 +46,12 @@ def test_importing_the_package_imports_nothing_slow():
     assert not imported_by("import pseudolabel_nb; dir(pseudolabel_nb)") & {*SLOW, "numpy"}
 
 
-@pytest.mark.parametrize("module", ["core", "core.files", "data.masks", "measures.metrics", "measures.statistics", "measures.evidence", "measures.ranking", "runs.run", "cli"])
+@pytest.mark.parametrize("module",
+                         ["core", "core.files", "data.masks", "measures.metrics", "measures.statistics",
+                          "measures.evidence", "measures.ranking", "runs.run", "cli"])
 def test_modules_that_need_no_network_import_no_torch(module):
-    if not (PACKAGE / (module.replace(".", "/") + ".py")).exists(): pytest.skip(f"pseudolabel_nb.{module} is not written yet")
+    if not (PACKAGE / (module.replace(".", "/") + ".py")).exists():
+        pytest.skip(f"pseudolabel_nb.{module} is not written yet")
     assert not imported_by(f"import pseudolabel_nb.{module}") & set(SLOW)
 
 
@@ -57,7 +60,8 @@ def test_a_run_is_opened_and_listed_without_torch(tmp_path):
     from pseudolabel_nb.runs.run import begin_run
     config = dict(strategy=dict(kind="Strategy", name="naive", rounds=3), settings={}, n_classes=2, channels=1)
     begin_run(tmp_path, config, dict(labeled=[], val=[], test=[]), "cpu")
-    code = f"from pseudolabel_nb.runs.run import open_run; run = open_run({str(tmp_path)!r}); run.records(); repr(run); run.settings"
+    code = ("from pseudolabel_nb.runs.run import open_run; run = "
+            f"open_run({str(tmp_path)!r}); run.records(); repr(run); run.settings")
     assert not imported_by(code) & set(SLOW)
 
 
@@ -68,7 +72,8 @@ def packages() -> list[str]:
 
 
 def lazy_names() -> list[tuple[str, str]]:
-    return [(package, name) for package in packages() for name in getattr(importlib.import_module(package), "__all__", [])]
+    return [
+        (package, name) for package in packages() for name in getattr(importlib.import_module(package), "__all__", [])]
 
 
 @pytest.mark.parametrize(("package", "name"), lazy_names())
@@ -77,7 +82,8 @@ def test_every_public_name_resolves(package, name):
 
 
 def test_there_are_public_names():
-    assert {"open_images", "strategy", "run", "diagnose_pseudo_labels"} <= {name for package, name in lazy_names() if package == "pseudolabel_nb"}
+    assert {"open_images", "strategy", "run", "diagnose_pseudo_labels"} <= {
+        name for package, name in lazy_names() if package == "pseudolabel_nb"}
 
 
 def test_no_module_goes_around_the_layers_through_the_top_level():
@@ -105,7 +111,8 @@ def test_what_a_notebook_stores_is_small(notebook):
             for kind, data in output.get("data", {}).items():
                 size = len(data if isinstance(data, str) else json.dumps(data))
                 if kind == "image/png": size = size * 3 // 4
-                assert size <= LARGEST_PICTURE, f"cell {cell['id']} stores {size} bytes of {kind}; at most {LARGEST_PICTURE}"
+                assert size <= LARGEST_PICTURE, (
+                    f"cell {cell['id']} stores {size} bytes of {kind}; at most {LARGEST_PICTURE}")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=relative)
@@ -113,7 +120,8 @@ def test_a_notebook_begins_with_a_title_and_a_subtitle_alone(notebook):
     "nbdev makes the page's title of the first cell and drops the rest of it."
     first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]
     assert first["cell_type"] == "markdown"
-    assert re.fullmatch(r"# .+\n\n?(> .+\n?)+", "".join(first["source"])), "begin with a cell of `# title` and `> subtitle`, the text in cells of its own"
+    assert re.fullmatch(r"# .+\n\n?(> .+\n?)+", "".join(first["source"])), (
+        "begin with a cell of `# title` and `> subtitle`, the text in cells of its own")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=relative)
@@ -122,7 +130,8 @@ def test_a_notebook_stores_no_error_and_every_cell_that_shows_something_was_run(
         kinds = {o["output_type"] for o in cell.get("outputs", [])}
         assert "error" not in kinds, f"cell {cell['id']} stores an error"
         streams = {o.get("name") for o in cell.get("outputs", [])}
-        assert "stderr" not in streams, f"cell {cell['id']} stores what was written to stderr: a warning or a progress bar"
+        assert "stderr" not in streams, (
+            f"cell {cell['id']} stores what was written to stderr: a warning or a progress bar")
 
 
 # What must not be in the repository
@@ -140,7 +149,8 @@ def test_no_file_names_a_folder_of_this_machine():
 
 
 def test_no_file_is_large():
-    for path in repository_files(): assert path.stat().st_size <= LARGEST_NOTEBOOK, f"{relative(path)}: {path.stat().st_size} bytes"
+    for path in repository_files():
+        assert path.stat().st_size <= LARGEST_NOTEBOOK, f"{relative(path)}: {path.stat().st_size} bytes"
 
 
 def loads_pickles(tree: ast.AST) -> list[str]:
@@ -148,9 +158,12 @@ def loads_pickles(tree: ast.AST) -> list[str]:
     found = []
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         name = ast.unparse(call.func)
-        if re.search(r"(^|\.)(torch|pickle|dill|cloudpickle|joblib)\.loads?$|(^|\.)(read_pickle|Unpickler)$", name): found.append(name)
-        found += [f"{name}(allow_pickle=…)" for k in call.keywords if k.arg == "allow_pickle" and getattr(k.value, "value", None) is not False]
-        found += [f"{name}(weights_only=False)" for k in call.keywords if k.arg == "weights_only" and getattr(k.value, "value", None) is not True]
+        if re.search(r"(^|\.)(torch|pickle|dill|cloudpickle|joblib)\.loads?$|(^|\.)(read_pickle|Unpickler)$", name):
+            found.append(name)
+        found += [f"{name}(allow_pickle=…)"
+                  for k in call.keywords if k.arg == "allow_pickle" and getattr(k.value, "value", None) is not False]
+        found += [f"{name}(weights_only=False)"
+                  for k in call.keywords if k.arg == "weights_only" and getattr(k.value, "value", None) is not True]
     return found
 
 
@@ -167,7 +180,9 @@ def test_no_pickle_is_loaded(module):
     assert not imports_pickle(tree)
 
 
-@pytest.mark.parametrize("code", ["torch.load(p)", "pickle.loads(b)", "np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=flag)", "pd.read_pickle(p)"])
+@pytest.mark.parametrize("code",
+                         ["torch.load(p)", "pickle.loads(b)", "np.load(p, allow_pickle=True)",
+                          "np.load(p, allow_pickle=flag)", "pd.read_pickle(p)"])
 def test_loading_a_pickle_would_be_seen(code):
     assert loads_pickles(ast.parse(code))
 
@@ -184,17 +199,24 @@ def test_the_facts_said_twice_agree():
     assert f'name = "{about["lib_name"]}"' in pyproject
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
-    listed = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    wanted = {re.split(r"[ ~<>=;]", line.strip())[0].lower() for section in (about["requirements"], *(config["extras"][e] for e in config["extras"] if e not in about)) for line in section.splitlines() if line.strip()}
+    listed = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    wanted = {re.split(r"[ ~<>=;]", line.strip())[0].lower()
+              for section in (about["requirements"], *(config["extras"][e] for e in config["extras"] if e not in about))
+              for line in section.splitlines() if line.strip()}
     assert wanted <= listed, f"constraints.txt has no tested version of {wanted - listed}"
     assert listed <= wanted, f"constraints.txt pins {listed - wanted}, which settings.ini does not ask for"
     assert "+" not in re.sub(r"#.*", "", (ROOT / "constraints.txt").read_text())
 
 
 def test_what_modules_import_is_required():
-    "Every library that a module imports is a requirement, or of an extra for what the module offers; every requirement is imported."
-    names = {"skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml", "tomllib": "tomli", "mlflow": "mlflow-skinny"} # tomllib is tomli since Python 3.11
-    come_along = {"IPython": "ipykernel", "jupyter_client": "nbclient", "nbformat": "nbclient"} # with what they are required by
+    """Every library that a module imports is a requirement, or of an extra for what the module offers; every
+    requirement is imported."""
+    # tomllib is tomli since Python 3.11
+    names = {
+        "skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml", "tomllib": "tomli", "mlflow": "mlflow-skinny"}
+    # with what they are required by
+    come_along = {"IPython": "ipykernel", "jupyter_client": "nbclient", "nbformat": "nbclient"}
     imported = set()
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
@@ -203,7 +225,8 @@ def test_what_modules_import_is_required():
     imported = {(names | come_along).get(n, n) for n in imported - set(sys.stdlib_module_names) - {"pseudolabel_nb"}}
     text = re.search(r"^requirements =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1]
     required = {re.split(r"[ ~<>=;]", line.strip())[0] for line in text.splitlines() if line.strip()}
-    offered = {line.strip() for extra in ("accelerate", "dask", "report", "track", "zarr") for line in re.search(rf"^{extra} =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1].splitlines()}
+    offered = {line.strip() for extra in ("accelerate", "dask", "report", "track", "zarr") for line in re.search(
+                   rf"^{extra} =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(), re.M)[1].splitlines()}
     assert imported <= required | offered, f"imported but not in settings.ini: {imported - required - offered}"
     required -= {"ipywidgets"} # tqdm.auto draws its bars in notebooks with it
     assert required <= imported, f"in settings.ini but imported by no module: {required - imported}"

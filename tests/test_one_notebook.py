@@ -1,4 +1,5 @@
-"A strategy, a method, a loss or a network is one module and no other edit: written in a temporary folder, it runs, resumes and is listed."
+"""A strategy, a method, a loss or a network is one module and no other edit: written in a temporary folder, it runs,
+resumes and is listed."""
 import subprocess
 import sys
 
@@ -24,10 +25,12 @@ from pseudolabel_nb.training.losses import register_loss
 register_loss("plain_ce")(nn.CrossEntropyLoss())
 
 @register_network("thin")
-def thin(channels, n_classes): return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, n_classes, 3, padding=1))
+def thin(channels, n_classes):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, n_classes, 3, padding=1))
 
 @register_mixing("swap")
-def swap(labeled, pseudo, rng): return labeled, pseudo._replace(images=pseudo.images.flip(-1), target=pseudo.target.flip(-1))
+def swap(labeled, pseudo, rng):
+    return labeled, pseudo._replace(images=pseudo.images.flip(-1), target=pseudo.target.flip(-1))
 
 @register_augmentation("brighter")
 def brighter(image, rng): return image + 0.1 * rng.standard_normal()
@@ -48,12 +51,14 @@ class Adapting(Method):
         on_labeled, on_unlabeled = step.student(batch.labeled.images, pseudo.images)
         return step.loss(on_labeled, batch.labeled) + self.weight * step.loss(on_unlabeled, pseudo, "plain_ce")
 
-register_strategy(Strategy("adapting", EveryPixel(), Adapting(), rounds=1, about="a threshold that follows the teacher"))
+register_strategy(
+    Strategy("adapting", EveryPixel(), Adapting(), rounds=1, about="a threshold that follows the teacher"))
 """
 
 
 def command(*argv) -> subprocess.CompletedProcess:
-    said = [sys.executable, "-c", "import sys; from pseudolabel_nb.cli import train; sys.exit(train())", *map(str, argv)]
+    said = [
+        sys.executable, "-c", "import sys; from pseudolabel_nb.cli import train; sys.exit(train())", *map(str, argv)]
     return subprocess.run(said, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -78,8 +83,10 @@ import pseudolabel_nb as pnb
 from conftest import discs
 from pseudolabel_nb.training import loop
 torch.set_num_threads(1)
-data, settings = pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2)), pnb.Settings(steps=24, batch_size=2, crop=16, network="thin", evaluations=3, checkpoint_every=5)
-run = lambda folder: pnb.run(data, pnb.strategy("adapting", method__weight=0.5), folder, labeled_ratio=0.34, settings=settings, device="cpu")
+data = pnb.Data("discs", discs(12, 0), discs(6, 1), discs(6, 2))
+settings = pnb.Settings(steps=24, batch_size=2, crop=16, network="thin", evaluations=3, checkpoint_every=5)
+options = dict(labeled_ratio=0.34, settings=settings, device="cpu")
+run = lambda folder: pnb.run(data, pnb.strategy("adapting", method__weight=0.5), folder, **options)
 whole, honest, steps = run({str(tmp_path / "whole")!r}), loop.Trainer.train_step, iter(range(18))
 def dying(trainer, batch):
     if next(steps, None) is None: raise KeyboardInterrupt

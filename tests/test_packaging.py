@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-COMMANDS = [line.split(" = ")[0].strip() for line in re.search(r"^console_scripts =\n((?:    .*\n)+)", (ROOT / "settings.ini").read_text(encoding="utf-8"), re.M)[1].splitlines()]
+COMMANDS = [line.split(" = ")[0].strip()
+            for line in re.search(r"^console_scripts =\n((?:    .*\n)+)",
+                                  (ROOT / "settings.ini").read_text(encoding="utf-8"), re.M)[1].splitlines()]
 
 
 def run(*command, cwd: Path | None = None, **kwargs) -> str:
     done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, **kwargs)
-    assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done.stdout
 
 
@@ -44,7 +47,8 @@ def empty_environment(built, tmp_path_factory) -> Path:
     "The `bin` folder of a virtual environment that holds the wheel and what it requires, and no more."
     folder = tmp_path_factory.mktemp("empty") / "venv"
     run(sys.executable, "-m", "venv", folder)
-    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt", built[1])
+    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint",
+        ROOT / "constraints.txt", built[1])
     return folder / "bin"
 
 
@@ -54,8 +58,10 @@ def outside(tmp_path: Path) -> dict:
 
 
 def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(built):
-    with tarfile.open(built[0]) as archive: names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
-    about = {"settings.ini", "setup.py", "setup.cfg", "pyproject.toml", "constraints.txt", "MANIFEST.in", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO"}
+    with tarfile.open(built[0]) as archive:
+        names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    about = {"settings.ini", "setup.py", "setup.cfg", "pyproject.toml", "constraints.txt", "MANIFEST.in", "README.md",
+             "CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO"}
     beside = {n for n in names if not n.startswith(("pseudolabel_nb/", "pseudolabel_nb.egg-info/"))}
     assert beside == about, f"too many: {beside - about}; missing: {about - beside}"
     assert {n for n in names if n.startswith("pseudolabel_nb/")} == package_files()
@@ -71,17 +77,20 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     files = {n for n in names if ".dist-info/" not in n}
     assert files == package_files(), f"too many: {files - package_files()}; left out: {package_files() - files}"
-    assert {"pseudolabel_nb/core/files.py", "pseudolabel_nb/py.typed", "pseudolabel_nb/experiments/report_template.ipynb"} <= files
+    assert {"pseudolabel_nb/core/files.py", "pseudolabel_nb/py.typed",
+            "pseudolabel_nb/experiments/report_template.ipynb"} <= files
 
 
 def test_the_metadata_say_what_settings_ini_says(built):
     wheel = zipfile.ZipFile(built[1])
-    about = Parser().parsestr(wheel.read(next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))).decode())
+    about = Parser().parsestr(
+        wheel.read(next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))).decode())
     assert about["Name"] == "pseudolabel_nb"
     assert about["License-Expression"] == "Apache-2.0"
     assert about["License-File"] == "LICENSE"
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"accelerate", "cryo", "dask", "report", "track", "zarr", "lab", "docs", "dev"}
+    assert set(about.get_all("Provides-Extra")) == {
+        "accelerate", "cryo", "dask", "report", "track", "zarr", "lab", "docs", "dev"}
     base = [r for r in about.get_all("Requires-Dist") if "extra ==" not in r]
     assert "torch" in base
     assert not {"jupyterlab", "nbdev", "sphinx"} & set(base)
@@ -95,9 +104,12 @@ def test_it_installs_where_there_is_nothing(empty_environment, tmp_path):
     run(python, "-m", "pip", "check", **outside(tmp_path))
     where = run(python, "-c", "import pseudolabel_nb; print(pseudolabel_nb.__file__)", **outside(tmp_path)).strip()
     assert Path(where).is_relative_to(empty_environment.parent)
-    everything = "import importlib, pkgutil, pseudolabel_nb as p; [importlib.import_module(m.name) for m in pkgutil.walk_packages(p.__path__, 'pseudolabel_nb.')]"
+    everything = ("import importlib, pkgutil, pseudolabel_nb as p; [importlib.import_module(m.name) for m "
+                  "in pkgutil.walk_packages(p.__path__, 'pseudolabel_nb.')]")
     run(python, "-W", "error::ImportWarning", "-c", everything, **outside(tmp_path))
-    installed = {line.split("==")[0] for line in run(python, "-m", "pip", "list", "--format", "freeze", **outside(tmp_path)).lower().splitlines()}
+    installed = {
+        line.split("==")[0]
+        for line in run(python, "-m", "pip", "list", "--format", "freeze", **outside(tmp_path)).lower().splitlines()}
     assert not installed & {"jupyterlab", "nbdev", "ipykernel", "notebook", "sphinx", "pytest"}
 
 
@@ -110,7 +122,8 @@ HEADLESS = """
 import sys
 class Refused:  # what a cluster's node does not have
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("IPython", "jupyterlab", "nbdev", "fastcore"): raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split(".")[0] in ("IPython", "jupyterlab", "nbdev", "fastcore"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refused())
 from pseudolabel_nb.cli import train
 sys.exit(train())
@@ -120,8 +133,11 @@ sys.exit(train())
 def test_it_trains_without_a_notebook_and_without_a_screen(empty_environment, tmp_path):
     "A few steps on the built-in micrographs; IPython (which ipywidgets brings along) is kept from being imported, too."
     settings = outside(tmp_path)
-    settings["env"] = {k: v for k, v in settings["env"].items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")} | {"OMP_NUM_THREADS": "1"}
-    said = run(empty_environment / "python", "-c", HEADLESS, "--demo", "--steps", "6", "--crop", "32", "--n-iterations", "1", "--strategy", "naive", "--seeds", "0",
-               "--learning-rates", "0.003", "--device", "cpu", "--output-dir", "out", **settings)
+    settings["env"] = (
+        {k: v for k, v in settings["env"].items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+        | {"OMP_NUM_THREADS": "1"})
+    said = run(empty_environment / "python", "-c", HEADLESS, "--demo", "--steps", "6", "--crop", "32", "--n-iterations",
+               "1", "--strategy", "naive", "--seeds", "0", "--learning-rates", "0.003", "--device", "cpu",
+               "--output-dir", "out", **settings)
     assert "one seed: no evidence" in said
     assert {"results.csv", "summary.csv", "runs"} <= {p.name for p in (tmp_path / "out").iterdir()}

@@ -1,4 +1,5 @@
-"""Properties of the measures and of the selectors that hold for every input, tried on inputs nobody would write by hand."""
+"""Properties of the measures and of the selectors that hold for every input, tried on inputs nobody would write by
+hand."""
 import tempfile
 from contextlib import contextmanager
 
@@ -13,10 +14,12 @@ from pseudolabel_nb.core import UserError
 from pseudolabel_nb.data.images import from_arrays
 from pseudolabel_nb.diagnostics.class_ratio import class_ratio, diagnose_pseudo_labels
 from pseudolabel_nb.inference.predictions import store, with_background
-from pseudolabel_nb.measures.metrics import (all_foreground_f1, best_threshold, binary_histogram, class_pixels, confusion, f1,
-                                             foreground_ratio, quantize, scores, threshold_curve, threshold_edges)
+from pseudolabel_nb.measures.metrics import (
+    all_foreground_f1, best_threshold, binary_histogram, class_pixels, confusion, f1, foreground_ratio, quantize,
+    scores, threshold_curve, threshold_edges)
 from pseudolabel_nb.measures.prior import estimate_prior
-from pseudolabel_nb.measures.statistics import bootstrap_gain, paired_interval, resample_weights, sign_flip_p, sum_by_group
+from pseudolabel_nb.measures.statistics import (
+    bootstrap_gain, paired_interval, resample_weights, sign_flip_p, sum_by_group)
 from pseudolabel_nb.strategies.class_balanced import ClassBalanced
 from pseudolabel_nb.strategies.class_quantiles import ClassQuantiles, misses
 from pseudolabel_nb.strategies.limited import Limited
@@ -44,7 +47,8 @@ def scored(draw):
     "Probabilities, hitting 0, 1 and bin edges often, and a target."
     _, target = draw(pairs())
     edges = threshold_edges(64).tolist()
-    p = draw(arrays(np.float64, target.shape, elements=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(edges), st.floats(0, 1))))
+    p = draw(arrays(np.float64, target.shape,
+                    elements=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(edges), st.floats(0, 1))))
     return p, target
 
 
@@ -178,7 +182,9 @@ def test_signs_of_all_gains(values):
     assert p == sign_flip_p([-v for v in values])
     assert 2 ** (1 - n) <= p <= 1 and (p * 2**n) % 1 == 0
     here, there = paired_interval(values), paired_interval([-v for v in values])
-    if n > 1: assert (here.low, here.high) == pytest.approx((-there.high, -there.low), abs=1e-12) and here.low <= here.mean <= here.high
+    if n > 1:
+        assert (here.low, here.high) == pytest.approx(
+            (-there.high, -there.low), abs=1e-12) and here.low <= here.mean <= here.high
 
 
 @quick
@@ -244,7 +250,10 @@ def test_prior_is_the_pooled_ratio(masks):
 def test_verdict_follows_the_rule(pseudo, real):
     r = class_ratio(pseudo, real)
     p = (pseudo[1] * sum(real), real[1] * sum(pseudo))      # whole numbers: pseudo ratio over real ratio is p[0] / p[1]
-    expected = "lower the threshold" if not sum(pseudo) else "try class-balanced" if 2 * p[0] < p[1] else "raise the threshold" if p[0] > 2 * p[1] else "the pseudo-labels hold"
+    expected = ("lower the threshold" if not sum(pseudo)
+                else "try class-balanced" if 2 * p[0] < p[1]
+                else "raise the threshold" if p[0] > 2 * p[1]
+                else "the pseudo-labels hold")
     assert r.advice.startswith(expected) and (r.severity == "ok") == (r.verdict == "reasonable")
     assert str(r).count("\n") == 3 and "color:#" not in r._repr_html_() and "currentColor" in r._repr_html_()
 
@@ -253,7 +262,8 @@ def test_verdict_follows_the_rule(pseudo, real):
 @given(st.lists(pairs().map(lambda p: p[1]), min_size=1, max_size=5))
 def test_diagnosis_reads_any_container(masks):
     real = [np.array([[0, 1]])]
-    results = {diagnose_pseudo_labels(form, real, verbose=False) for form in (tuple(masks), iter(masks), [m[None] for m in masks], [m.astype(float) for m in masks])}
+    results = {diagnose_pseudo_labels(form, real, verbose=False)
+               for form in (tuple(masks), iter(masks), [m[None] for m in masks], [m.astype(float) for m in masks])}
     assert len(results) == 1 and results.pop().pseudo_ratio == foreground_ratio(masks)
 
 
@@ -268,12 +278,14 @@ def test_diagnosis_prints_once(capsys):
 
 few = settings(quick, max_examples=8)
 each = pytest.mark.parametrize
-selectors = [Threshold(), Threshold(0.5), EveryPixel(), ClassThresholds(), LowThreshold(), LowThreshold(0.4), Limited(), ClassBalanced(),
-             ClassQuantiles(), ClassQuantiles(0.5, aligned=False), ClassQuantiles(0.4, ratio=1.5)]
+selectors = [Threshold(), Threshold(0.5), EveryPixel(), ClassThresholds(), LowThreshold(), LowThreshold(0.4), Limited(),
+             ClassBalanced(), ClassQuantiles(), ClassQuantiles(0.5, aligned=False), ClassQuantiles(0.4, ratio=1.5)]
 side = 12
 
-corners = np.eye(4), np.full((1, 4), 0.25), [[0, 0.5, 0.5, 0], [0.5, 0.5, 0, 0], [0.7, 0.3, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.2, 0.3, 0.4]]
-palettes = {2: np.stack([1 - np.array(p := [0, 1e-5, 0.1, 0.2, 0.3, 0.4, 0.499999, 0.5, 0.6, 0.7, 0.8, 0.9, 1]), p], 1), 4: np.concatenate(corners)}
+corners = np.eye(4), np.full((1, 4), 0.25), [
+    [0, 0.5, 0.5, 0], [0.5, 0.5, 0, 0], [0.7, 0.3, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.2, 0.3, 0.4]]
+palettes = {2: np.stack([1 - np.array(p := [0, 1e-5, 0.1, 0.2, 0.3, 0.4, 0.499999, 0.5, 0.6, 0.7, 0.8, 0.9, 1]), p], 1),
+            4: np.concatenate(corners)}
 
 
 @st.composite
@@ -281,8 +293,11 @@ def predicted_images(draw, classes, smooth=st.booleans()):
     "Foreground planes (C - 1, H, W) of up to five images, some of them twice."
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n = draw(st.integers(1, 5))
-    if draw(smooth): p = rng.dirichlet([draw(st.floats(0.5, 8))] + [draw(st.floats(0.1, 1))] * (classes - 1), (n, side, side))
-    else: p = palettes[classes][rng.choice(len(palettes[classes]), (n, side, side), p=rng.dirichlet(np.full(len(palettes[classes]), 0.5)))]
+    if draw(smooth):
+        p = rng.dirichlet([draw(st.floats(0.5, 8))] + [draw(st.floats(0.1, 1))] * (classes - 1), (n, side, side))
+    else:
+        p = palettes[classes][
+            rng.choice(len(palettes[classes]), (n, side, side), p=rng.dirichlet(np.full(len(palettes[classes]), 0.5)))]
     planes = list(np.moveaxis(p, -1, 1)[:, 1:].astype(np.float32))
     return planes + planes[:draw(st.integers(0, 2))]
 
@@ -290,10 +305,12 @@ def predicted_images(draw, classes, smooth=st.booleans()):
 @contextmanager
 def teacher(planes, order=None):
     with tempfile.TemporaryDirectory() as d:
-        yield store([(f"{i:02d}", planes[i]) for i in (range(len(planes)) if order is None else order)], d, n_classes=len(planes[0]) + 1)
+        yield store([(f"{i:02d}", planes[i]) for i in (range(len(planes)) if order is None else order)], d,
+                    n_classes=len(planes[0]) + 1)
 
 
-def known(classes, foreground=0.1, labeled=2): return Context((1 - foreground, *[foreground / (classes - 1)] * (classes - 1)), labeled)
+def known(classes, foreground=0.1, labeled=2):
+    return Context((1 - foreground, *[foreground / (classes - 1)] * (classes - 1)), labeled)
 
 
 def all_probs(predictions): return torch.stack([predictions.probs(i) for i in range(len(predictions))])
@@ -310,7 +327,8 @@ def test_every_kept_pixel_reaches_the_threshold_of_its_class_and_no_ignored_pixe
     target = apply(rule, probs).target.long()
     thresholds = torch.tensor(rule.thresholds).view(1, -1, 1, 1)
     reached, kept = probs >= thresholds, target != 255
-    assert reached.gather(1, torch.where(kept, target, 0)[:, None])[:, 0][kept].all() and not reached.any(1)[~kept].any()
+    assert (
+        reached.gather(1, torch.where(kept, target, 0)[:, None])[:, 0][kept].all() and not reached.any(1)[~kept].any())
     factor = probs / thresholds
     assert (factor.gather(1, torch.where(kept, target, 0)[:, None])[:, 0][kept] == factor.max(1).values[kept]).all()
 
@@ -333,8 +351,10 @@ def test_a_rule_depends_on_nothing_but_scores_and_ids(selector, classes, data):
 @given(st.data(), st.floats(0.01, 4), st.integers(1, 4))
 def test_no_selector_takes_more_images_than_its_limit(classes, data, ratio, labeled):
     with teacher(data.draw(predicted_images(classes))) as predictions:
-        for selector in (Limited(ratio=ratio), ClassBalanced(ratio=ratio), ClassQuantiles(ratio=ratio), ClassQuantiles(0.7, False, ratio)):
-            assert len(selector.fit([predictions], known(classes, labeled=labeled)).images) <= max(1, ratio * labeled + 1e-6)
+        for selector in (Limited(ratio=ratio), ClassBalanced(ratio=ratio), ClassQuantiles(ratio=ratio),
+                         ClassQuantiles(0.7, False, ratio)):
+            assert len(
+                selector.fit([predictions], known(classes, labeled=labeled)).images) <= max(1, ratio * labeled + 1e-6)
 
 
 @each("classes", [2, 4])
@@ -351,7 +371,8 @@ def test_stored_and_live_probabilities_are_selected_alike(selector, classes, dat
         assert torch.equal(live, all_probs(predictions))
         batch, pseudo = apply(rule, live).target.numpy(), PseudoImages(images, predictions, rule)
         for k, id in enumerate(rule.images):
-            assert (pseudo.mask(k) == batch[int(id)]).all() and (apply(rule, live[int(id)]).target[0].numpy() == batch[int(id)]).all()
+            assert (pseudo.mask(k) == batch[int(id)]).all() and (
+                apply(rule, live[int(id)]).target[0].numpy() == batch[int(id)]).all()
             assert (pseudo.mask_crop(k, 3, 1, 5, 7) == batch[int(id)][3:8, 1:8]).all()
 
 
@@ -394,9 +415,12 @@ def test_a_low_threshold_ignores_nothing(data, threshold):
 def best_reachable(q, prior):
     "The least miss of any two cuts between bins, tried one by one; background first."
     common = int(prior[1] > prior[0])
-    pixels = np.bincount((q if common else 65535 - q).ravel() >> 6, minlength=1024)[::-1] # by confidence in the common class
+    # by confidence in the common class
+    pixels = np.bincount((q if common else 65535 - q).ravel() >> 6, minlength=1024)[::-1]
     upto = np.concatenate([[0], pixels.cumsum()])
-    ways = [(upto[a], upto[-1] - upto[b]) for a in np.unique(np.flatnonzero(np.diff(upto[:513])) + 1) for b in np.flatnonzero(pixels[a:]) + a]
+    ways = [(upto[a], upto[-1] - upto[b])
+            for a in np.unique(np.flatnonzero(np.diff(upto[:513])) + 1)
+            for b in np.flatnonzero(pixels[a:]) + a]
     return min((misses(np.array(w), np.array(sorted(prior)[::-1])).max() for w in ways), default=np.inf)
 
 
@@ -405,7 +429,8 @@ def best_reachable(q, prior):
 def test_class_quantiles_meet_the_prior_wherever_two_cuts_can(data, foreground, quantile):
     "Within a tenth, counted pixel by pixel; and a warning exactly where no cuts would do."
     with teacher(data.draw(predicted_images(2))) as predictions:
-        rule, probs = ClassQuantiles(quantile).fit([predictions], context := known(2, foreground)), all_probs(predictions)
+        rule, probs = ClassQuantiles(quantile).fit(
+            [predictions], context := known(2, foreground)), all_probs(predictions)
         q = np.stack([predictions.quantized(i) for i in range(len(predictions))])
     off = misses(np.array(apply(rule, probs).kept), np.array(context.prior)).max()
     assert (off <= 0.1) == (not rule.warning) == (best_reachable(q, context.prior) <= 0.1)
@@ -416,7 +441,8 @@ def test_class_quantiles_meet_the_prior_wherever_two_cuts_can(data, foreground, 
 @given(st.data(), st.sampled_from([2, 4]), st.booleans(), st.floats(0.02, 0.5), st.floats(0.05, 1))
 def test_class_quantiles_warn_where_they_miss(data, classes, aligned, foreground, quantile):
     with teacher(data.draw(predicted_images(classes))) as predictions:
-        rule, probs = ClassQuantiles(quantile, aligned).fit([predictions], context := known(classes, foreground)), all_probs(predictions)
+        rule, probs = ClassQuantiles(quantile, aligned).fit(
+            [predictions], context := known(classes, foreground)), all_probs(predictions)
         n = predictions.predicted().sum(0)
     kept = np.array(apply(rule, probs).kept)
     off = misses(kept, np.array(context.prior)).max()
@@ -429,8 +455,10 @@ def test_class_quantiles_keep_the_share_that_was_asked_for_where_bins_are_fine()
     p = rng.beta(0.5, 4, (1, 400, 400)).astype("float32")
     with teacher([p]) as predictions:
         for quantile in (0.1, 0.2, 0.5, 0.9):
-            kept = np.array(apply(ClassQuantiles(quantile).fit([predictions], known(2, 0.05)), predictions.probs(0)).kept)
-            assert kept.sum() / p.size == pytest.approx(quantile, rel=0.1) and kept[1] / kept.sum() == pytest.approx(0.05, rel=0.05)
+            kept = np.array(
+                apply(ClassQuantiles(quantile).fit([predictions], known(2, 0.05)), predictions.probs(0)).kept)
+            assert (kept.sum() / p.size == pytest.approx(quantile, rel=0.1)
+                    and kept[1] / kept.sum() == pytest.approx(0.05, rel=0.05))
 
 
 def test_no_pixel_is_counted_for_two_classes():

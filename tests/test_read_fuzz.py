@@ -1,4 +1,5 @@
-"""Seeded damage to valid files: each is read as an independent reader reads it, or refused in one line; nothing else may happen."""
+"""Seeded damage to valid files: each is read as an independent reader reads it, or refused in one line; nothing else
+may happen."""
 
 import logging
 import warnings
@@ -87,7 +88,8 @@ FORMATS = {  # ways to write an image, ways to write a mask
 
 
 def damage(data: bytes, random: Random) -> bytes:
-    "One to three small changes: bits, bytes, a stretch left out, doubled or zeroed, the end cut off; half of them near the beginning."
+    """One to three small changes: bits, bytes, a stretch left out, doubled or zeroed, the end cut off; half of them
+    near the beginning."""
     for _ in range(random.randint(1, 3)):
         at = random.randrange(min(len(data), random.choice([64, 256, len(data)])))
         n = random.choice([1, 2, 4, 16])
@@ -121,7 +123,8 @@ def with_sums(data: bytes) -> bytes:
 
 
 def reference(path: Path, mask: bool, image: int = 0) -> np.ndarray:
-    "What Pillow, tifffile or mrcfile reads; what Pillow inverts is turned back, and it is not asked where it changes numbers."
+    """What Pillow, tifffile or mrcfile reads; what Pillow inverts is turned back, and it is not asked where it changes
+    numbers."""
     if path.suffix == ".mrc":
         return mrc_reference(path, mask, image)
     if path.suffix == ".tif":

@@ -1,4 +1,5 @@
-"""Nothing is read wrong in silence: files as other programs write them, each against a reader that knows nothing of this package."""
+"""Nothing is read wrong in silence: files as other programs write them, each against a reader that knows nothing of
+this package."""
 
 import json
 import unicodedata

@@ -1,4 +1,7 @@
-"""Real sets as users bring them. They are not in the repository: PSEUDOLABEL_DATA names the folder that holds them, and without it these tests are skipped."""
+"""Real sets as users bring them.
+
+They are not in the repository: PSEUDOLABEL_DATA names the folder that holds them, and without it these tests are
+skipped."""
 import os
 from pathlib import Path
 
@@ -11,7 +14,9 @@ from pseudolabel_nb.data.splits import check_separate, divide_by_group, labeled_
 ROOT = os.environ.get("PSEUDOLABEL_DATA")
 
 def opened(name: str, **options):
-    if not ROOT: pytest.skip("PSEUDOLABEL_DATA is not set; set it to the folder that holds vnc_mito, ldc_cells, dsb2018 and empiar_10017")
+    if not ROOT:
+        pytest.skip("PSEUDOLABEL_DATA is not set; set it to the folder that holds "
+                    "vnc_mito, ldc_cells, dsb2018 and empiar_10017")
     if not (Path(ROOT) / name).is_dir(): pytest.skip(f"{name} is not in the folder PSEUDOLABEL_DATA names")
     return open_images(Path(ROOT) / name, **options)
 
@@ -27,7 +32,8 @@ def test_vnc_mito():
     assert np.mean(empty) == pytest.approx(0.14, abs=0.01)
     check_separate(data)
     picked = labeled_ids(data.train.ids, data.train.groups, 0.05)
-    assert len(picked) == 9 == len({data.train.groups[data.train.index(i)] for i in picked})  # one of each tissue column
+    # one of each tissue column
+    assert len(picked) == 9 == len({data.train.groups[data.train.index(i)] for i in picked})
     a, b = divide_by_group(data.val.ids, data.val.groups)
     assert not {i[4:] for i in a} & {i[4:] for i in b}
 

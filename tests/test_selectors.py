@@ -1,4 +1,5 @@
-"What every selector keeps to, whatever the predictions: thresholds, limits, order, and the same answer from the store as in training."
+"""What every selector keeps to, whatever the predictions: thresholds, limits, order, and the same answer from the store
+as in training."""
 import tempfile
 import tracemalloc
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from pseudolabel_nb.strategies.selection import Context, apply, kept_pixels
 from pseudolabel_nb.strategies.pseudo_images import PseudoImages
 from pseudolabel_nb.strategies.threshold import ClassThresholds, Threshold
 
-quick = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-SELECTORS = [Threshold(0.7), ClassThresholds(0.6, 0.8), LowThreshold(0.4), Limited(0.7, 1.0), ClassBalanced(), ClassQuantiles(0.3), ClassQuantiles(0.5, aligned=False), ClassQuantiles(0.3, ratio=1.5)]
+quick = settings(max_examples=15, deadline=None, derandomize=True,
+                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+SELECTORS = [Threshold(0.7), ClassThresholds(0.6, 0.8), LowThreshold(0.4), Limited(0.7, 1.0), ClassBalanced(),
+             ClassQuantiles(0.3), ClassQuantiles(0.5, aligned=False), ClassQuantiles(0.3, ratio=1.5)]
 every_selector = pytest.mark.parametrize("selector", SELECTORS, ids=repr)
 both = pytest.mark.parametrize("classes", [2, 4])
 LIMITS = {SELECTORS[3]: 1.0, SELECTORS[4]: 2.0, SELECTORS[7]: 1.5}
@@ -32,7 +35,8 @@ def planes(draw, classes: int, images: int = 6, side: int = 8) -> list[np.ndarra
     "Foreground probabilities of some images, rare foreground among them, in float32."
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sharp = draw(st.floats(0.3, 4.0))
-    logits = rng.normal(size=(images, classes, side, side)) * sharp + np.array([draw(st.floats(0, 4))] + [0] * (classes - 1))[:, None, None]
+    logits = rng.normal(size=(images, classes, side, side)) * sharp + np.array(
+        [draw(st.floats(0, 4))] + [0] * (classes - 1))[:, None, None]
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return list(probs[:, 1:].astype(np.float32))
 
@@ -41,7 +45,8 @@ def planes(draw, classes: int, images: int = 6, side: int = 8) -> list[np.ndarra
 def stored(images: list[np.ndarray], order=None):
     "The images as a store, in some order, and their ids."
     order = range(len(images)) if order is None else order
-    with tempfile.TemporaryDirectory() as d: yield store([(f"{i:02d}", images[i]) for i in order], d, n_classes=len(images[0]) + 1)
+    with tempfile.TemporaryDirectory() as d:
+        yield store([(f"{i:02d}", images[i]) for i in order], d, n_classes=len(images[0]) + 1)
 
 
 def context(classes: int) -> Context:
@@ -99,7 +104,8 @@ def test_stored_and_live_probabilities_of_one_precision_are_selected_alike(selec
     images = data.draw(planes(classes, images=3))
     with stored(images) as predictions:
         rule = selector.fit([predictions], context(classes))
-        pseudo = PseudoImages(from_arrays([np.zeros((8, 8), "float32")] * 3, ids=list(predictions.ids)), predictions, rule)
+        pseudo = PseudoImages(
+            from_arrays([np.zeros((8, 8), "float32")] * 3, ids=list(predictions.ids)), predictions, rule)
         for k, id in enumerate(rule.images):
             live = apply(rule, with_background(quantize(images[int(id)])))
             assert np.array_equal(pseudo.mask(k), live.target[0].numpy())
@@ -127,10 +133,12 @@ def test_counting_by_histogram_is_counting_to_the_width_of_a_bin(selector, class
 @given(st.data(), st.floats(0.02, 0.3))
 def test_class_quantiles_meet_the_prior_or_say_that_they_do_not(classes, data, prior):
     with stored(data.draw(planes(classes, images=4, side=48))) as predictions:
-        rule = ClassQuantiles(0.3).fit([predictions], Context((1 - prior,) + (prior / (classes - 1),) * (classes - 1), 2))
+        rule = ClassQuantiles(0.3).fit(
+            [predictions], Context((1 - prior,) + (prior / (classes - 1),) * (classes - 1), 2))
         kept = np.array(apply(rule, torch.stack([predictions.probs(i) for i in range(4)])).kept)
     ratio = kept[1:].sum() / max(kept.sum(), 1)
-    assert abs(ratio / prior - 1) <= 0.12 or rule.warning, f"kept {ratio:.3f} for a prior of {prior:.3f}, and no warning"
+    assert abs(ratio / prior - 1) <= 0.12 or rule.warning, (
+        f"kept {ratio:.3f} for a prior of {prior:.3f}, and no warning")
     assert "\n" not in rule.warning
 
 
@@ -147,7 +155,8 @@ def test_a_selector_reads_nothing_but_the_predictions(tmp_path):
     "Fitted on a store that was opened anew, without images, it gives the same rule."
     rng = np.random.default_rng(0)
     made = store([(str(k), rng.random((1, 8, 8), dtype=np.float32)) for k in range(4)], tmp_path)
-    for selector in SELECTORS: assert selector.fit([made], context(2)) == selector.fit([Predictions(tmp_path)], context(2))
+    for selector in SELECTORS:
+        assert selector.fit([made], context(2)) == selector.fit([Predictions(tmp_path)], context(2))
 
 
 def test_choosing_among_many_images_takes_little_memory():

@@ -12,8 +12,8 @@ from scipy import stats
 
 from pseudolabel_nb.core import UserError
 from pseudolabel_nb.experiments.results import columns, summarize, summary_columns, table_text
-from pseudolabel_nb.measures.evidence import (cohen_dz, count_signs, effect, paired_p, paired_power, pairs_needed, seeds_needed,
-                                              sentence, smallest_p, weigh)
+from pseudolabel_nb.measures.evidence import (
+    cohen_dz, count_signs, effect, paired_p, paired_power, pairs_needed, seeds_needed, sentence, smallest_p, weigh)
 from pseudolabel_nb.measures.ranking import holm, rank
 from pseudolabel_nb.measures.statistics import paired_interval, sign_flip_p
 
@@ -28,7 +28,8 @@ OPPOSITE = {"helps": "hurts", "seems to help": "seems to hurt", "hurts": "helps"
 @st.composite
 def tables(draw, least=2, most=5):
     "Gains of some strategies over the same seeds."
-    n, names = draw(st.integers(least, most)), draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
+    n, names = draw(st.integers(least, most)), draw(
+        st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
     return {name: [draw(small) / 1024 for _ in range(n)] for name in names}
 
 
@@ -47,8 +48,10 @@ def test_the_order_of_seeds_does_not_matter(values, random):
 def test_flipped_signs_flip_the_verdict_and_nothing_else(values):
     here, there = weigh(values), weigh([-v for v in values])
     assert there.verdict == OPPOSITE.get(here.verdict, here.verdict)
-    assert (here.signs.positive, here.signs.negative, here.signs.zero) == (there.signs.negative, there.signs.positive, there.signs.zero)
-    assert (here.p_sign_flip, here.p_t, here.signs.p, here.seeds_needed) == (there.p_sign_flip, there.p_t, there.signs.p, there.seeds_needed)
+    assert (here.signs.positive, here.signs.negative, here.signs.zero) == (
+        there.signs.negative, there.signs.positive, there.signs.zero)
+    assert (here.p_sign_flip, here.p_t, here.signs.p, here.seeds_needed) == (
+        there.p_sign_flip, there.p_t, there.signs.p, there.seeds_needed)
     if len(values) > 1: assert here.d_z == -there.d_z
 
 
@@ -68,7 +71,8 @@ def test_a_mean_of_zero_is_never_evidence(values):
 
 
 def test_sign_flips_of_darwins_maize():
-    assert sign_flip_p([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]) == 1726 / 2**15 # Fisher 1935, section 21
+    # Fisher 1935, section 21
+    assert sign_flip_p([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]) == 1726 / 2**15
 
 
 @quick
@@ -100,7 +104,8 @@ def test_t_test_as_scipy_does_it_and_as_its_interval_says(values):
 def test_size_has_no_unit(values, scale):
     assume(np.std(values) > 1e-9)
     scaled = [scale * v for v in values]
-    assert cohen_dz(scaled) == pytest.approx(cohen_dz(values)) and effect(scaled, scaled).ratio == pytest.approx(effect(values, values).ratio)
+    assert cohen_dz(scaled) == pytest.approx(cohen_dz(values)) and effect(scaled, scaled).ratio == pytest.approx(
+        effect(values, values).ratio)
 
 
 @quick
@@ -112,12 +117,15 @@ def test_verdict_and_interval_agree(values):
     elif e.interval.high < 0: assert e.verdict == ("hurts" if e.p_sign_flip <= 0.05 else "seems to hurt")
     else: assert e.verdict == "not told from 0"
     if len(values) < 6: assert e.verdict not in ("helps", "hurts")
-    assert sentence(values, "x").startswith("x") and "nan" not in sentence(values, "x") and "\n" not in sentence(values, "x")
+    assert (sentence(values, "x").startswith("x") and "nan" not in sentence(values, "x")
+            and "\n" not in sentence(values, "x"))
 
 
 # ---- power
 
-@pytest.mark.parametrize(("d", "power", "pairs"), [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.5, 0.9, 44), (1.0, 0.8, 10), (1 / 2**0.5, 0.85, 20)])
+@pytest.mark.parametrize(
+    ("d", "power", "pairs"),
+    [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.5, 0.9, 44), (1.0, 0.8, 10), (1 / 2**0.5, 0.85, 20)])
 def test_printed_numbers_of_pairs(d, power, pairs):
     "G*Power 3, R's pwr; the last from Dalgaard 2008, section 9.3 (n = 19.97)."
     assert pairs_needed(d, power) == pairs == pairs_needed(-d, power)
@@ -147,14 +155,18 @@ def test_what_is_not_told_needs_more_seeds(values):
     if e.interval.mean == 0: assert e.seeds_needed is None
 
 
-@pytest.mark.parametrize(("values", "more"), [([0.1], None), ([0.1, -0.1], None), ([0.1, 0.2, -0.3], None), ([0.1, 0.1], 0), ([0.1] * 5, 0), ([0.5 - 0.5**0.5, 0.5 + 0.5**0.5], 34 - 2)])
+@pytest.mark.parametrize(("values", "more"),
+                         [([0.1], None), ([0.1, -0.1], None), ([0.1, 0.2, -0.3], None), ([0.1, 0.1], 0), ([0.1] * 5, 0),
+                          ([0.5 - 0.5**0.5, 0.5 + 0.5**0.5], 34 - 2)])
 def test_seeds_needed_at_the_edges(values, more):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert seeds_needed(values) == more
 
 
-@pytest.mark.parametrize("wrong", [dict(power=1), dict(power=0.05), dict(power=0.01), dict(alpha=0), dict(alpha=0.9), dict(power=float("nan"))])
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(power=1), dict(power=0.05), dict(power=0.01), dict(alpha=0), dict(alpha=0.9), dict(power=float("nan"))])
 def test_impossible_power_is_refused(wrong):
     with pytest.raises(UserError, match="expected 0 < alpha < power < 1"): seeds_needed([0.1, 0.2, 0.15], **wrong)
 
@@ -218,7 +230,9 @@ def test_ranks_follow_from_all_pairs(table, alpha):
     differences = {pair: np.subtract(table[pair[0]], table[pair[1]]) for pair in pairs}
     told = {pair for pair, p in zip(pairs, holm([paired_p(differences[pair]) for pair in pairs])) if p <= alpha}
     above = {(a, b) if differences[a, b].mean() > 0 else (b, a) for a, b in told}
-    for r in rows: assert (r.first, r.last) == (1 + sum(b == r.name for _, b in above), len(rows) - sum(a == r.name for a, _ in above))
+    for r in rows:
+        assert (r.first, r.last) == (
+            1 + sum(b == r.name for _, b in above), len(rows) - sum(a == r.name for a, _ in above))
     assert rank(table, alpha, draws=10).together == tuple(r.name for r in rows if (rows[0].name, r.name) not in above)
 
 
@@ -242,16 +256,19 @@ def test_a_ranking_does_not_depend_on_the_order_of_seeds(table, random):
     for r in here.rows:
         assert r.p_best == pytest.approx(by_name[r.name].p_best, abs=0.05)
         assert (r.first, r.last) == (by_name[r.name].first, by_name[r.name].last)
-    assert set(here.together) == set(there.together) or here.rows[0].name != there.rows[0].name # equal means: either is first
+    # equal means: either is first
+    assert set(here.together) == set(there.together) or here.rows[0].name != there.rows[0].name
 
 
 @quick
 @given(tables(), st.floats(-1, 1))
 def test_what_all_strategies_share_does_not_move_their_ranks(table, shift):
     "A seed that is easy for all: ranks are about differences within seeds."
-    moved = rank({name: [g + shift * (i + 1) for i, g in enumerate(values)] for name, values in table.items()}, draws=50)
+    moved = rank(
+        {name: [g + shift * (i + 1) for i, g in enumerate(values)] for name, values in table.items()}, draws=50)
     ranks = {r.name: (r.first, r.last) for r in rank(table, draws=50).rows}
-    assume(all(np.std(np.subtract(table[a], table[b])) > 1e-6 or a == b for a in table for b in table)) # else rounding decides
+    # else rounding decides
+    assume(all(np.std(np.subtract(table[a], table[b])) > 1e-6 or a == b for a in table for b in table))
     assert {r.name: (r.first, r.last) for r in moved.rows} == ranks
 
 
@@ -264,28 +281,37 @@ def test_a_ranking_needs_the_same_seeds(bad):
 
 def runs(**gains_of):
     "Made-up rows of results.csv."
-    return pd.DataFrame([dict(zip(columns, (name, 0.05, s, 12, 24, 0.04, 0.03, 0.7, 0.7, 0.7 + g, 0.7, g, 3, 60.0))) for name, values in gains_of.items() for s, g in enumerate(values)])
+    return pd.DataFrame(
+        [dict(zip(columns, (name, 0.05, s, 12, 24, 0.04, 0.03, 0.7, 0.7, 0.7 + g, 0.7, g, 3, 60.0)))
+         for name, values in gains_of.items()
+         for s, g in enumerate(values)])
 
 
 def test_a_summary_read_back_gives_the_same_table(tmp_path):
-    summary = summarize(runs(supervised=[0, 0, 0], naive=[0.01, 0.02, -0.01], limited=[0.04, 0.05, 0.05], weighted=[0.01]), 0.08)
+    summary = summarize(
+        runs(supervised=[0, 0, 0], naive=[0.01, 0.02, -0.01], limited=[0.04, 0.05, 0.05], weighted=[0.01]), 0.08)
     summary.to_csv(tmp_path / "summary.csv", index=False)
     assert table_text(pd.read_csv(tmp_path / "summary.csv")) == table_text(summary)
     assert list(summary) == list(summary_columns) and "3 of 3 up" in table_text(summary)
-    assert "naive,0.05,3," in (tmp_path / "summary.csv").read_text() and ",2," in (tmp_path / "summary.csv").read_text().split("naive")[1]
+    assert ("naive,0.05,3," in (tmp_path / "summary.csv").read_text()
+            and ",2," in (tmp_path / "summary.csv").read_text().split("naive")[1])
 
 
 @quick
 @given(tables(most=12))
 def test_the_table_fits_100_columns_and_its_p_values_are_holms(table):
-    summary = summarize(runs(supervised=[0] * len(next(iter(table.values()))), **{name * 15: g for name, g in table.items()}), 0.08)
+    summary = summarize(
+        runs(supervised=[0] * len(next(iter(table.values()))), **{name * 15: g for name, g in table.items()}), 0.08)
     assert max(map(len, table_text(summary).splitlines())) <= 100
     tested = summary[summary["strategy"] != "supervised"]
     assert tested["p_holm"].tolist() == pytest.approx(holm(tested["p_t"]).tolist())
-    for r in tested.to_dict("records"): assert r["p_holm"] <= 0.05 or r["evidence"] in ("not told from 0", "above 0, not after Holm", "below 0, not after Holm")
+    for r in tested.to_dict("records"):
+        assert r["p_holm"] <= 0.05 or r["evidence"] in (
+            "not told from 0", "above 0, not after Holm", "below 0, not after Holm")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs/benchmarks/results").rglob("summary.csv")), ids=lambda p: p.relative_to(ROOT / "nbs/benchmarks/results").as_posix())
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs/benchmarks/results").rglob("summary.csv")),
+                         ids=lambda p: p.relative_to(ROOT / "nbs/benchmarks/results").as_posix())
 def test_stored_summaries_are_read(path):
     text, summary = table_text(pd.read_csv(path)), pd.read_csv(path)
     assert len(text.splitlines()) >= len(summary) + 1 and "nan" not in text and "<NA>" not in text

@@ -1,4 +1,5 @@
-"The curriculum stepper without a browser: rounds that are stepped, paused, stopped and branched end as they would have ended undisturbed."
+"""The curriculum stepper without a browser: rounds that are stepped, paused, stopped and branched end as they would
+have ended undisturbed."""
 import json
 import re
 import subprocess
@@ -23,14 +24,18 @@ from pseudolabel_nb.widgets.stepper_state import StepperState
 
 # ---- a run whose rounds take no time
 
-STRATEGY = dict(kind="Strategy", name="curriculum", selector=dict(kind="Threshold", threshold=0.7), schedule=dict(kind="Moving", field="threshold", start=0.9, stop=0.6, shape="linear"),
-              teacher=dict(kind="Teacher"), method=dict(kind="SelfTraining", weight=1.0), rounds=3, prior=None, about="")
+STRATEGY = dict(
+    kind="Strategy", name="curriculum", selector=dict(kind="Threshold", threshold=0.7),
+    schedule=dict(kind="Moving", field="threshold", start=0.9, stop=0.6, shape="linear"), teacher=dict(kind="Teacher"),
+    method=dict(kind="SelfTraining", weight=1.0), rounds=3, prior=None, about="")
 STEPS = 30 # a round pretends to have
 
 
 def begun(folder: Path, **strategy) -> Run:
     folder.mkdir(parents=True)
-    write_json(folder / "config.json", dict(data="d", classes=["background", "<b>particle"], seed=0, labeled_ratio=0.2, strategy=STRATEGY | strategy, settings=dict(kind="Settings", steps=120, gate=0.75)))
+    write_json(folder / "config.json",
+               dict(data="d", classes=["background", "<b>particle"], seed=0, labeled_ratio=0.2,
+                    strategy=STRATEGY | strategy, settings=dict(kind="Settings", steps=120, gate=0.75)))
     write_json(folder / "split.json", dict(labeled=["a"], val=["b"], test=["c"]))
     write_json(folder / "environment.json", dict(device="cpu"))
     return Run(folder)
@@ -51,7 +56,9 @@ class Fake:
                     while not self.hold.wait(0.005): stop_if_asked()
                 if number in self.fail: raise self.fail[number]
             write_bytes(run.folder / f"checkpoints/round-{number}.safetensors", bytes([number]))
-            run.add_record(RoundRecord(number, STEPS, 0.6, 0.6, 0.6, 0.4, True, f"checkpoints/round-{number}.safetensors", 1.0, 0.04))
+            run.add_record(
+                RoundRecord(
+                    number, STEPS, 0.6, 0.6, 0.6, 0.4, True, f"checkpoints/round-{number}.safetensors", 1.0, 0.04))
             yield run.records()[-1]
 
 
@@ -63,13 +70,16 @@ def fake():
 
 
 def test_a_state_needs_no_widgets():
-    code = "import sys; import pseudolabel_nb.widgets.stepper_figures, pseudolabel_nb.widgets.stepper_state; assert not {'ipywidgets', 'IPython'} & set(sys.modules)"
+    code = ("import sys; import pseudolabel_nb.widgets.stepper_figures, pseudolabel_nb.widgets.stepper_state; "
+            "assert not {'ipywidgets', 'IPython'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_step_is_a_round_in_the_background(tmp_path, fake):
     state, seen = StepperState(begun(tmp_path / "r"), fake), []
-    state.observers.append(lambda s: seen.append((s.activity, s.doing.what, len(s.records), threading.current_thread() is threading.main_thread())))
+    state.observers.append(
+        lambda s: seen.append(
+            (s.activity, s.doing.what, len(s.records), threading.current_thread() is threading.main_thread())))
     fake.hold.set()
     state.step(wait=True)
     assert [r.round for r in state.records] == [0] and state.activity == "idle" and state.round == 0
@@ -83,7 +93,8 @@ def test_pause_ends_after_the_round(tmp_path, fake):
     state = StepperState(begun(tmp_path / "r"), fake)
     state.run_all()
     assert fake.held.wait(10)
-    assert state.at_work and 0.5 < state.share < 0.75 and "round 2" in state.standing() # in the middle of the third of four
+    # in the middle of the third of four
+    assert state.at_work and 0.5 < state.share < 0.75 and "round 2" in state.standing()
     with pytest.raises(UserError, match="already"): state.step()
     with pytest.raises(UserError, match="Pause or Stop"): state.branch({})
     state.pause()
@@ -99,16 +110,19 @@ def test_stop_leaves_the_round(tmp_path, fake):
     state.run_all()
     assert fake.held.wait(10)
     state.stop()
-    assert state.wait(10) and len(state.records) == 2 and state.activity == "idle" and not state.error and "stopped" in state.standing()
+    assert (state.wait(10) and len(state.records) == 2 and state.activity == "idle" and not state.error
+            and "stopped" in state.standing())
     fake.hold.set()
     state.step(wait=True)
     assert len(state.records) == 3 and "stopped" not in state.standing()
 
 
 def test_an_error_is_said_and_can_be_mended(tmp_path):
-    state = StepperState(begun(tmp_path / "r"), fake := Fake({1: UserError("round 1: found nan; expected numbers, so lower the rate")}))
+    state = StepperState(
+        begun(tmp_path / "r"), fake := Fake({1: UserError("round 1: found nan; expected numbers, so lower the rate")}))
     state.run_all(wait=True)
-    assert len(state.records) == 1 and state.error == "round 1: found nan; expected numbers, so lower the rate" and "UserError" in state.trace
+    assert (len(state.records) == 1 and state.error == "round 1: found nan; expected numbers, so lower the rate"
+            and "UserError" in state.trace)
     fake.fail = {1: RuntimeError("boom")}
     state.step(wait=True)
     assert state.error.startswith("RuntimeError: boom") and "press Step" in state.error
@@ -214,9 +228,14 @@ def test_only_the_overseen_thread_is_stopped():
 
 # ---- branches
 
-@pytest.mark.parametrize(("changes", "said"), [(dict(seed=1), "seed was settled"), ({"settings.steps": 10}, "settings.steps was settled"), (dict(steps=10), "steps was settled"), (dict(labeled_ratio=0.5), "labeled_ratio was settled"),
-                                               (dict(rounds=1), "rounds is 1"), (dict(rounds=2.5), "rounds is 2.5"), (dict(rounds=True), "cannot become True"), (dict(rounds=200), "60 of 120 steps are left"), ({"selector.x": 1}, "has no 'selector.x'"), ({"a.b.c": 1}, "has no 'a.b.c'"),
-                                               ({"schedule.stop": "low"}, "cannot become 'low'"), ({"selector.threshold": 2.0, "schedule.stop": 1.4}, "threshold"), ({"schedule.field": "width"}, "moves 'width'")])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [(dict(seed=1), "seed was settled"), ({"settings.steps": 10}, "settings.steps was settled"),
+     (dict(steps=10), "steps was settled"), (dict(labeled_ratio=0.5), "labeled_ratio was settled"),
+     (dict(rounds=1), "rounds is 1"), (dict(rounds=2.5), "rounds is 2.5"), (dict(rounds=True), "cannot become True"),
+     (dict(rounds=200), "60 of 120 steps are left"), ({"selector.x": 1}, "has no 'selector.x'"),
+     ({"a.b.c": 1}, "has no 'a.b.c'"), ({"schedule.stop": "low"}, "cannot become 'low'"),
+     ({"selector.threshold": 2.0, "schedule.stop": 1.4}, "threshold"), ({"schedule.field": "width"}, "moves 'width'")])
 def test_what_cannot_be_branched_is_refused_in_a_line(tmp_path, fake, changes, said):
     state = StepperState(begun(tmp_path / "r"), fake)
     fake.hold.set()
@@ -232,17 +251,22 @@ def test_a_branch_is_a_run_of_its_own(tmp_path, fake):
     state.run_all(wait=True)
     state.change(round=1)
     first = state.branch({"schedule.stop": 0.5, "method.weight": 0.5, "rounds": 4})
-    assert (first.name, first.origin["name"], first.origin["round"], len(first.records()), state.round) == ("r-after-1", "r", 1, 2, 1)
-    assert first.config["strategy"]["schedule"]["stop"] == 0.5 and first.config["strategy"]["method"]["weight"] == 0.5 and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve()
+    assert (first.name, first.origin["name"], first.origin["round"], len(first.records()),
+            state.round) == ("r-after-1", "r", 1, 2, 1)
+    assert (first.config["strategy"]["schedule"]["stop"] == 0.5 and first.config["strategy"]["method"]["weight"] == 0.5
+            and Path(tmp_path / "r-after-1" / first.origin["run"]).resolve() == (tmp_path / "r").resolve())
     state.run_all(wait=True)
     assert len(first.records()) == 5 and len(Run(tmp_path / "r").records()) == 4
     state.open(state.runs[0])
     state.change(round=1)
-    assert state.branch({}).name == "r-after-1-2" and state.branch({}).name == "r-after-1-2-after-1" and len(state.runs) == 4
+    assert (state.branch({}).name == "r-after-1-2" and state.branch({}).name == "r-after-1-2-after-1"
+            and len(state.runs) == 4)
     assert "branched from r after round 1" in repr(first) and "branched from" in first._repr_html_()
     facts = {f.name: f for f in compare(tmp_path).facts}
-    assert len(facts) == 4 and facts["r-after-1"].config["strategy.branched"] == "r, round 1" and len({f.strategy for f in facts.values()}) == 3
-    (tmp_path / "r-after-1" / "checkpoints" / "round-0.safetensors").unlink() # removing one folder's file leaves the other's
+    assert len(facts) == 4 and facts["r-after-1"].config["strategy.branched"] == "r, round 1" and len(
+        {f.strategy for f in facts.values()}) == 3
+    # removing one folder's file leaves the other's
+    (tmp_path / "r-after-1" / "checkpoints" / "round-0.safetensors").unlink()
     assert (tmp_path / "r" / "checkpoints" / "round-0.safetensors").read_bytes() == b"\0"
 
 
@@ -259,7 +283,8 @@ def test_a_folder_that_is_there_is_not_written_to(tmp_path, fake):
 
 # ---- real training
 
-SETTINGS = dict(steps=36, batch_size=2, crop=32, evaluations=2, checkpoint_every=3, gate=0.0, network_options=dict(widths=(4, 8)))
+SETTINGS = dict(
+    steps=36, batch_size=2, crop=32, evaluations=2, checkpoint_every=3, gate=0.0, network_options=dict(widths=(4, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +295,8 @@ def tiny():
 
 def begin_tiny(data, folder: Path) -> Run:
     import pseudolabel_nb as pnb
-    return pnb.begin(data, pnb.strategy("curriculum", rounds=2), folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
+    return pnb.begin(data, pnb.strategy("curriculum", rounds=2), folder, labeled_ratio=0.2,
+                     settings=pnb.Settings(**SETTINGS), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -283,10 +309,12 @@ def undisturbed(tiny, tmp_path_factory) -> Run:
 
 def same(a: Run, b: Run, rounds: int = 3) -> None:
     "Records, evaluations, weights and predictions are the same, bit for bit; seconds differ."
-    assert [replace(r, seconds=0) for r in a.records()] == [replace(r, seconds=0) for r in b.records()] and len(a.records()) == rounds
+    assert [replace(r, seconds=0) for r in a.records()] == [
+        replace(r, seconds=0) for r in b.records()] and len(a.records()) == rounds
     assert a.metrics() == b.metrics()
     for pattern in ("checkpoints/*", "predictions/*/*"):
-        names = [sorted(p.relative_to(r.folder) for p in r.folder.glob(pattern) if p.name != "begun.json") for r in (a, b)]
+        names = [
+            sorted(p.relative_to(r.folder) for p in r.folder.glob(pattern) if p.name != "begun.json") for r in (a, b)]
         assert names[0] == names[1] and names[0]
         for name in names[0]: assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes(), name
 
@@ -346,16 +374,20 @@ def test_a_branch_is_trained_listed_and_scored(tiny, undisturbed, tmp_path):
     from pseudolabel_nb.experiments.results import read_results
     runs = tmp_path / "runs"
     shutil.copytree(undisturbed.folder, runs / "curriculum-r0.2-s0")
-    base = pnb.run(tiny, "supervised", runs / "supervised-r0.2-s0", labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu")
+    base = pnb.run(tiny, "supervised", runs / "supervised-r0.2-s0", labeled_ratio=0.2,
+                   settings=pnb.Settings(**SETTINGS), device="cpu")
     old = open_run(runs / "curriculum-r0.2-s0")
     state = StepperState(old, lambda run: pnb.rounds(run, tiny), data=tiny)
     state.change(round=1)
     new = state.branch({"schedule.stop": 0.3, "rounds": 3})
     state.run_all(wait=True)
-    assert not state.error and [r.steps for r in new.records()] == [18, 9, 5, 4] and sum(r.steps for r in old.records()) == 36
+    assert not state.error and [r.steps for r in new.records()] == [18, 9, 5, 4] and sum(
+        r.steps for r in old.records()) == 36
     assert new.records()[2].thresholds == (0.6, 0.6) and new.records()[3].thresholds == (0.3, 0.3)
     for run in (old, new): pnb.finish(run, tiny)
-    assert pnb.begin(tiny, read_back(new), new.folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS), device="cpu").records() == new.records() # begun again, it is gone on with
+    # begun again, it is gone on with
+    assert pnb.begin(tiny, read_back(new), new.folder, labeled_ratio=0.2, settings=pnb.Settings(**SETTINGS),
+                     device="cpu").records() == new.records()
     table = read_results(tmp_path)
     assert sorted(table["strategy"]) == ["curriculum", "curriculum-after-1", "supervised"] and base.result
     gains = compare(runs).gains().set_index("strategy.name")
@@ -374,7 +406,8 @@ def test_what_came_and_went_is_counted(tiny, undisturbed):
     masks = {r.round: np.concatenate([target(watch, r, id).ravel() for id in watch.ids]) for r in records[1:]}
     for c in (0, 1):
         now, was = masks[2] == c, masks[1] == c
-        assert (change.kept[c], change.added[c], change.dropped[c]) == (now.sum(), (now & ~was).sum(), (was & ~now).sum())
+        assert (change.kept[c], change.added[c], change.dropped[c]) == (
+            now.sum(), (now & ~was).sum(), (was & ~now).sum())
     assert change.pixels == masks[2].size and watch.change(records[0], None) is None
     first = watch.change(records[1], records[0])
     assert first.added == first.kept and first.before is None
@@ -391,7 +424,8 @@ def test_words_say_what_the_record_says(tiny, undisturbed):
     state = StepperState(undisturbed, data=tiny)
     state.change(round=2)
     rows, r = dict(round_rows(state, None)), undisturbed.records()[2]
-    assert f"{r.f1:.3f}" in rows["validation"] and f"{r.gain:+.3f}" in rows["gate"] and rows["schedule"] == "0.900 for all → [0.600 for all]"
+    assert (f"{r.f1:.3f}" in rows["validation"] and f"{r.gain:+.3f}" in rows["gate"]
+            and rows["schedule"] == "0.900 for all → [0.600 for all]")
     assert f"{r.ratio_pseudo:.2%}" in rows["foreground kept"] and "Diagnosis of round 2" in diagnosis_html(state.run, 2)
     state.change(round=1)
     assert preview(state, Watch(undisturbed, tiny), {})[0].startswith("round 2: threshold 0.6, which keeps ")
@@ -427,7 +461,8 @@ def test_two_views_stay_in_step_and_close(tmp_path, fake):
     assert "not possible" in b.planned.value
     b.inputs["schedule.stop"].value = 0.2
     b.buttons["branch"].click()
-    assert a.state.run.name == "r-after-1" and a.runs.value == b.runs.value == str(tmp_path / "r-after-1") and a.runs.layout.display == "flex"
+    assert (a.state.run.name == "r-after-1" and a.runs.value == b.runs.value == str(tmp_path / "r-after-1")
+            and a.runs.layout.display == "flex")
     a.runs.value = str(tmp_path / "r")
     assert b.round.value == 2
     b.close()
@@ -441,7 +476,8 @@ def test_an_error_stands_in_the_view(tmp_path):
     view = CurriculumStepper(begun(tmp_path / "r"), Fake({0: UserError("found <script>; expected none, so mend it")}))
     view.buttons["step"].click()
     view.state.wait(10)
-    assert "role='alert'" in view.message.value and "&lt;script&gt;; expected none, so mend it" in view.message.value and "&lt;script&gt;" in view.snapshot()
+    assert ("role='alert'" in view.message.value and "&lt;script&gt;; expected none, so mend it" in view.message.value
+            and "&lt;script&gt;" in view.snapshot())
     with locked(tmp_path / "r"):
         view.state.worker.rounds = real
         view.buttons["step"].click()
@@ -462,11 +498,15 @@ def test_names_are_text(tmp_path, fake):
     fake.hold.set()
     for _ in fake(run): pass
     lines = [json.loads(x) for x in (run.folder / "rounds.jsonl").read_text().splitlines()]
-    for x in lines[1:]: x |= dict(thresholds=[0.6, 0.6], kept=[90, 10], n_pseudo=1, ratio_pseudo=0.1, verdict="<u>low", warning="<s>odd")
+    for x in lines[1:]:
+        x |= dict(
+            thresholds=[0.6, 0.6], kept=[90, 10], n_pseudo=1, ratio_pseudo=0.1, verdict="<u>low", warning="<s>odd")
     (run.folder / "rounds.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    for number in (1, 2, 3): store([("<em>one", np.full((1, 8, 8), 0.7))], run.folder / "predictions" / f"round-{number}")
+    for number in (1, 2, 3):
+        store([("<em>one", np.full((1, 8, 8), 0.7))], run.folder / "predictions" / f"round-{number}")
     view = CurriculumStepper(run)
-    texts = [x.value for x in (view.standing, view.table, view.facts, view.curves, view.diagnosis, view.kept_text, view.change_text, view.legend, view.planned)]
+    texts = [x.value for x in (view.standing, view.table, view.facts, view.curves, view.diagnosis, view.kept_text,
+                               view.change_text, view.legend, view.planned)]
     assert not any(re.search("<i>r|<b>particle|<u>low|<s>odd|<em>", text) for text in [*texts, view.snapshot()])
     assert view.image.value == "<em>one" and not view.image.layout.display
 
@@ -476,9 +516,11 @@ def test_a_snapshot_stands_beside_the_live_view(tiny, undisturbed):
     view = CurriculumStepper(undisturbed, data=tiny)
     bundle = view._repr_mimebundle_()
     bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    assert "application/vnd.jupyter.widget-view+json" in bundle and bundle["text/html"].count("data:image/jpeg") == 2 and "3 of 3 rounds done" in bundle["text/plain"]
+    assert ("application/vnd.jupyter.widget-view+json" in bundle and bundle["text/html"].count("data:image/jpeg") == 2
+            and "3 of 3 rounds done" in bundle["text/plain"])
     assert len(bundle["text/html"]) < 150_000
-    assert view.buttons["step"].disabled and not view.buttons["back"].disabled and view.kept.value[1:4] == b"PNG" and "round 2" in view.kept_text.value
+    assert (view.buttons["step"].disabled and not view.buttons["back"].disabled and view.kept.value[1:4] == b"PNG"
+            and "round 2" in view.kept_text.value)
     before = view.change.value
     view.image.value = view.image.options[-1]
     assert view.change.value != before and view.state.settings.image == view.image.options[-1]
@@ -489,8 +531,11 @@ def test_every_control_says_what_it_is_for(undisturbed):
     def below(w):
         yield w
         for child in getattr(w, "children", ()): yield from below(child)
-    controls = [w for w in below(CurriculumStepper(undisturbed)) if hasattr(w, "description") and type(w).__name__ not in ("HTML",)]
-    assert len(controls) > 15 and all(w.description or type(w).__name__ == "FloatProgress" for w in controls) and all(w.tooltip for w in controls)
+    controls = [w
+                for w in below(CurriculumStepper(undisturbed))
+                if hasattr(w, "description") and type(w).__name__ not in ("HTML",)]
+    assert len(controls) > 15 and all(
+        w.description or type(w).__name__ == "FloatProgress" for w in controls) and all(w.tooltip for w in controls)
 
 
 def test_watching_sees_a_run_that_is_trained_elsewhere(tmp_path, fake):
@@ -511,19 +556,23 @@ def test_origin_is_read_by_everybody(tmp_path, fake):
     run = begun(tmp_path / "r")
     for _ in zip(range(2), fake(run)): pass
     new = branch(run, 1, tmp_path / "n", {"schedule.stop": 0.5})
-    assert read_json(new.folder / "branch.json")["changes"] == {"schedule.stop": 0.5} and run.origin is None and "0.5" in new.config["strategy"]["about"]
+    assert (read_json(new.folder / "branch.json")["changes"] == {"schedule.stop": 0.5} and run.origin is None
+            and "0.5" in new.config["strategy"]["about"])
 
 
 def test_an_image_that_a_round_did_not_take_is_kept_nothing_of(tmp_path):
     from pseudolabel_nb.widgets.stepper import CurriculumStepper
     run = begun(tmp_path / "r")
     for number, watched in ((0, None), (1, ("a",)), (2, None)):
-        chosen = dict(thresholds=(0.6, 0.6), kept=(1, 1), n_pseudo=1, ratio_pseudo=0.5, watched=watched) if number else {}
+        chosen = (
+            dict(thresholds=(0.6, 0.6), kept=(1, 1), n_pseudo=1, ratio_pseudo=0.5, watched=watched) if number else {})
         write_bytes(run.folder / f"checkpoints/round-{number}.safetensors", b"")
-        run.add_record(RoundRecord(number, STEPS, 0.6, 0.6, 0.6, 0.4, True, f"checkpoints/round-{number}.safetensors", 1.0, 0.04, **chosen))
+        run.add_record(RoundRecord(number, STEPS, 0.6, 0.6, 0.6, 0.4, True, f"checkpoints/round-{number}.safetensors",
+                                   1.0, 0.04, **chosen))
         if number: store([(id, np.full((1, 8, 8), 0.7)) for id in "ab"], run.folder / "predictions" / f"round-{number}")
     watch, records = Watch(run), run.records()
-    assert [(watch.target(records[1], id) == 1).all() for id in "ab"] == [True, False] and (watch.target(records[1], "b") == 255).all()
+    assert [(watch.target(records[1], id) == 1).all() for id in "ab"] == [True, False] and (
+        watch.target(records[1], "b") == 255).all()
     assert (watch.target(records[2], "b") == 1).all() # not written down: as if all were taken
     view = CurriculumStepper(run)
     view.state.change(round=1, image="b")

@@ -49,7 +49,8 @@ def test_sets_are_described_by_what_is_in_them(tool, tiny, tmp_path):
     rows = tool.read_rows(tmp_path / "sets.csv")
     ratio = float(np.mean([discs(4, 2).mask(i).mean() for i in range(4)]))
     assert [(r["split"], r["images"]) for r in rows] == [("train", "20"), ("val", "8"), ("test", "4")]
-    assert float(rows[2]["foreground"]) == pytest.approx(ratio, abs=1e-4) and float(rows[2]["f1_all_foreground"]) == pytest.approx(2 * ratio / (1 + ratio), abs=1e-4)
+    assert float(rows[2]["foreground"]) == pytest.approx(ratio, abs=1e-4) and float(
+        rows[2]["f1_all_foreground"]) == pytest.approx(2 * ratio / (1 + ratio), abs=1e-4)
 
 
 def test_numbers(tool):
@@ -59,18 +60,23 @@ def test_numbers(tool):
 def test_rows_are_replaced_not_repeated(tool, tmp_path):
     "One row a run, in a fixed order, whatever came first."
     path = tmp_path / "results.csv"
-    row = dict(dataset="b", strategy="supervised", labeled_ratio=0.05, seed=1, phase="design", steps=10, precision=0.5, recall=0.5, f1=0.5, best_round=0, threshold=0.5, labeled=1, chosen_on=1, scored_on=4, seconds=3.2)
+    row = dict(dataset="b", strategy="supervised", labeled_ratio=0.05, seed=1, phase="design", steps=10, precision=0.5,
+               recall=0.5, f1=0.5, best_round=0, threshold=0.5, labeled=1, chosen_on=1, scored_on=4, seconds=3.2)
     for change in (dict(), dict(dataset="a"), dict(seed=0), dict(f1=0.25)): tool.add_row(row | change, path)
     rows = tool.read_rows(path)
-    assert [(r["dataset"], r["seed"], r["f1"]) for r in rows] == [("a", "1", "0.5000"), ("b", "0", "0.5000"), ("b", "1", "0.2500")]
+    assert [(r["dataset"], r["seed"], r["f1"]) for r in rows] == [
+        ("a", "1", "0.5000"), ("b", "0", "0.5000"), ("b", "1", "0.2500")]
     cell = tool.Cell("vnc_mito", "supervised", 0.05, 1)
     assert tool.key_of({**rows[0], "dataset": "vnc_mito", "steps": str(cell.steps)}) == cell.key
 
 
 def test_gains_by_hand(tool):
     "Supervised 0.6, method 0.7, all labels 0.8 on the mean of two seeds: gain 0.1, half of the way."
-    row = lambda strategy, f1, ratio="0.05", seed="0", phase="design": dict(dataset="a", strategy=strategy, labeled_ratio=ratio, seed=seed, phase=phase, f1=str(f1))
-    rows = tool.compared([row("supervised", 0.6), row("best", 0.7), row("supervised", 0.75, "1.0"), row("supervised", 0.85, "1.0", "1"), row("best", 0.9, seed="1"), row("best", 0.9, phase="test")])
+    row = lambda strategy, f1, ratio="0.05", seed="0", phase="design": dict(
+        dataset="a", strategy=strategy, labeled_ratio=ratio, seed=seed, phase=phase, f1=str(f1))
+    rows = tool.compared(
+        [row("supervised", 0.6), row("best", 0.7), row("supervised", 0.75, "1.0"), row("supervised", 0.85, "1.0", "1"),
+         row("best", 0.9, seed="1"), row("best", 0.9, phase="test")])
     told = [(r["f1_supervised"], r["f1_full"], r["gain"], r["gap_closed"]) for r in rows]
     assert told[1] == ("0.6000", "0.8000", "0.1000", "0.5000")
     assert told[4] == ("", "0.8000", "", "") and told[5] == ("", "", "", "")
@@ -83,7 +89,8 @@ def tiny(tool, tmp_path, monkeypatch):
         for kind in ("images", "masks"): (tmp_path / "small" / split / kind).mkdir(parents=True)
         for i in range(len(images)):
             x = images.image(i)[0]
-            Image.fromarray(np.uint8(255 * (x - x.min()) / np.ptp(x))).save(tmp_path / "small" / split / "images" / f"{split}{i}.png")
+            Image.fromarray(np.uint8(255 * (x - x.min()) / np.ptp(x))).save(
+                tmp_path / "small" / split / "images" / f"{split}{i}.png")
             Image.fromarray(255 * images.mask(i)).save(tmp_path / "small" / split / "masks" / f"{split}{i}.png")
     monkeypatch.setattr(tool, "STEPS", dict(small=24)) # short runs have half of them
     monkeypatch.setattr(tool, "BASE", TINY)
@@ -102,7 +109,8 @@ def test_a_run_and_its_row(tool, tiny):
     assert 0 in trained[0] and trained[1] and 0 not in trained[1] # the second did not train it again
     assert not (folders[0] / "predictions").exists()
     before = (folders[0] / "rounds.jsonl").read_bytes()
-    assert tool.do(cells[0], tiny, tiny / "work", "cpu") == first and (folders[0] / "rounds.jsonl").read_bytes() == before
+    assert (
+        tool.do(cells[0], tiny, tiny / "work", "cpu") == first and (folders[0] / "rounds.jsonl").read_bytes() == before)
 
 
 def test_arms_are_strategies_that_can_run(tool):

@@ -1,4 +1,5 @@
-"""A sweep by one process, by several, and by a Dask cluster: the same table, nothing lost when a run fails or the sweep is stopped, and no process left behind."""
+"""A sweep by one process, by several, and by a Dask cluster: the same table, nothing lost when a run fails or the sweep
+is stopped, and no process left behind."""
 import copy
 import json
 import os
@@ -30,7 +31,8 @@ from pseudolabel_nb.runs.run import Run, locked
 from pseudolabel_nb.strategies.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = pnb.Settings(steps=16, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=1, checkpoint_every=5)
+SETTINGS = pnb.Settings(
+    steps=16, batch_size=2, crop=16, network_options=dict(widths=(4, 8)), evaluations=1, checkpoint_every=5)
 MINE = """
 import os, signal
 from dataclasses import dataclass
@@ -99,7 +101,9 @@ def alone(tmp_path_factory) -> Path:
 def local_cluster():
     "The executor of a Dask cluster of two workers, here."
     distributed = pytest.importorskip("distributed", reason="needs distributed: pip install \"pseudolabel_nb[dask]\"")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, dask_cluster(cluster.scheduler_address) as executor: yield executor
+    with (distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+          dask_cluster(cluster.scheduler_address) as executor):
+        yield executor
 
 
 WORKERS = dict(processes=lambda: processes(2), dask=local_cluster)
@@ -115,9 +119,12 @@ def test_the_same_table(kind, alone, tmp_path):
     assert pd.read_csv(tmp_path / "results.csv")["seconds"].gt(0).all() and len(table(alone)) == 1 + 2 * 2 * 3
     assert (tmp_path / "summary.csv").read_bytes() == (alone / "summary.csv").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in alone.iterdir())
-    for p in alone.glob("*/*/checkpoints/round-*.safetensors"): assert p.read_bytes() == (tmp_path / p.relative_to(alone)).read_bytes(), p
+    for p in alone.glob("*/*/checkpoints/round-*.safetensors"):
+        assert p.read_bytes() == (tmp_path / p.relative_to(alone)).read_bytes(), p
     taught = sorted(line.split(":")[0] for line in said if ": round 0: " in line and "-lr" not in line)
-    assert taught == sorted(["supervised-r0.34-s1", "supervised-r0.5-s1"] + [f"naive-r{r}-s{s}" for r in (0.34, 0.5) for s in (0, 1)])  # each first training once; s0's was done in tuning
+    # each first training once; s0's was done in tuning
+    assert taught == sorted(
+        ["supervised-r0.34-s1", "supervised-r0.5-s1"] + [f"naive-r{r}-s{s}" for r in (0.34, 0.5) for s in (0, 1)])
 
 
 def test_again_trains_nothing(alone):
@@ -128,10 +135,12 @@ def test_again_trains_nothing(alone):
 
 
 def test_what_the_first_teacher_predicts_is_shared(tmp_path):
-    "One store under several names where nothing else labeled since; nothing is left aside, and nothing of the user's is taken."
+    """One store under several names where nothing else labeled since; nothing is left aside, and nothing of the user's
+    is taken."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "notes.txt").write_text("mine")
-    strategies = [pnb.strategy("naive", rounds=1), pnb.strategy("limited", rounds=1), pnb.strategy("naive", name="flipped", rounds=1, teacher__flips=True)]
+    strategies = [pnb.strategy("naive", rounds=1), pnb.strategy("limited", rounds=1),
+                  pnb.strategy("naive", name="flipped", rounds=1, teacher__flips=True)]
     quick(tmp_path, strategies, [0.34], [0], [3e-3])
     naive, limited, flipped = (tmp_path / f"runs/{r.name}-r0.34-s0/predictions/round-1/probs.u16" for r in strategies)
     assert naive.samefile(limited) and not naive.samefile(flipped) and naive.read_bytes() != flipped.read_bytes()
@@ -168,7 +177,8 @@ def test_a_failed_run_is_written_down_and_the_others_go_on(how, mine, alone, tmp
     with processes(2) as workers: done = quick(out, strategies, **some, executor=workers, say=said.append)
     assert sorted(done.failed) == ["mine-r0.34-s0", "mine-r0.34-s1"]
     for name, line in done.failed.items():
-        assert ("KeyError: 'mito'" if how == "fails" else "SIGKILL") in line and "\n" not in line and f"{name} failed: {line}" in said and line in str(done)
+        assert (("KeyError: 'mito'" if how == "fails" else "SIGKILL") in line and "\n" not in line
+                and f"{name} failed: {line}" in said and line in str(done))
         assert Run(out / "runs" / name).status == "failed" and Run(out / "runs" / name).error["error"] == line
     assert table(out) == expected
     (tmp_path / "calm").touch()
@@ -178,14 +188,19 @@ def test_a_failed_run_is_written_down_and_the_others_go_on(how, mine, alone, tmp
 
 def test_all_fail(mine, tmp_path):
     "Where nothing is to be shown, the first error is the sweep's."
-    with pytest.raises(UserError, match="no foreground"): sweep(replace(data(), train=from_arrays(np.random.default_rng(0).normal(size=(8, 24, 24)), np.zeros((8, 24, 24), "uint8"))), ["naive"], [0.5], [0, 1], tmp_path, SETTINGS, [3e-3], "cpu", lambda line: None)
+    with pytest.raises(UserError, match="no foreground"):
+        sweep(replace(
+                  data(),
+                  train=from_arrays(np.random.default_rng(0).normal(size=(8, 24, 24)), np.zeros((8, 24, 24), "uint8"))),
+              ["naive"], [0.5], [0, 1], tmp_path, SETTINGS, [3e-3], "cpu", lambda line: None)
 
 
 def test_a_busy_folder_is_left_alone(tmp_path):
     "Another process works on a run: it is named, and nothing is written there."
     quick(tmp_path, [], [0.34], [0], [3e-3])
     with locked(tmp_path / "runs/naive-r0.34-s0"): done = quick(tmp_path, ["naive"], [0.34], [0], [3e-3])
-    assert "another process" in done.failed["naive-r0.34-s0"] and not (tmp_path / "runs/naive-r0.34-s0/error.json").exists()
+    assert "another process" in done.failed["naive-r0.34-s0"] and not (
+        tmp_path / "runs/naive-r0.34-s0/error.json").exists()
     assert quick(tmp_path, ["naive"], [0.34], [0], [3e-3]).failed == {}
 
 
@@ -208,7 +223,8 @@ def test_what_a_worker_cannot_know(tmp_path, monkeypatch):
     from pseudolabel_nb.models.networks import networks
     monkeypatch.setitem(networks, "here", lambda channels, n_classes: torch.nn.Conv2d(channels, n_classes, 1))
     with processes(1) as workers, pytest.raises(UserError, match=r"unknown network 'here'.*move them .* into a file"):
-        sweep(data(), ["naive"], [0.34], [0], tmp_path / "out", replace(SETTINGS, network="here", network_options={}), [3e-3], "cpu", executor=workers)
+        sweep(data(), ["naive"], [0.34], [0], tmp_path / "out", replace(SETTINGS, network="here", network_options={}),
+              [3e-3], "cpu", executor=workers)
     assert not (tmp_path / "out").exists()
 
 
@@ -224,24 +240,31 @@ def folder(root: Path) -> Path:
             y, x = rng.integers(2, 20, 2)
             mask[y:y + 9, x:x + 9] = 255
             Image.fromarray(mask).save(root / split / f"masks/{split}_{k}.png")
-            Image.fromarray((mask // 4 + rng.integers(60, 120, mask.shape)).astype("u1")).save(root / split / f"images/{split}_{k}.png")
+            Image.fromarray((mask // 4 + rng.integers(60, 120, mask.shape)).astype("u1")).save(
+                root / split / f"images/{split}_{k}.png")
     return root
 
 
 def config(tmp_path: Path, **more) -> Path:
     "A sweep.toml."
-    lines = dict(strategy=["naive", "limited"], seeds=[0, 1], n_iterations=2, learning_rates=[0.003], labeled_ratios=[0.5], device="cpu", data_dir=str(tmp_path / "d")) | more
+    lines = dict(strategy=["naive", "limited"], seeds=[0, 1], n_iterations=2, learning_rates=[0.003],
+                 labeled_ratios=[0.5], device="cpu", data_dir=str(tmp_path / "d")) | more
     settings = dict(steps=60, crop=32, batch_size=2, evaluations=1, checkpoint_every=10)
-    text = "".join(f"{k} = {json.dumps(v)}\n" for k, v in lines.items()) + "[settings]\nnetwork_options = {widths = [4, 8]}\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items())
+    text = ("".join(f"{k} = {json.dumps(v)}\n" for k, v in lines.items())
+            + "[settings]\nnetwork_options = {widths = [4, 8]}\n"
+            + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
     (tmp_path / "sweep.toml").write_text(text)
     return tmp_path / "sweep.toml"
 
 
 def started(*argv, name="sweep") -> subprocess.Popen:
     "The command as a shell starts it in the foreground (where Ctrl-C is not ignored), in a process group of its own."
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from pseudolabel_nb.cli import {name}; sys.exit({name}())"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    env = dict(
+        os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from "
+            f"pseudolabel_nb.cli import {name}; sys.exit({name}())")
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=env, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def ended(*argv, name="sweep") -> tuple[int, str, str]:
@@ -265,7 +288,8 @@ def children(pid: int) -> set[int]:
 def gone(pids: set[int], patience: float = 10) -> bool:
     "Do all of these processes end within so many seconds?"
     for _ in range(int(patience / 0.1)):
-        if not any(Path(f"/proc/{p}").exists() and ") Z" not in Path(f"/proc/{p}/stat").read_text() for p in pids): return True
+        if not any(Path(f"/proc/{p}").exists() and ") Z" not in Path(f"/proc/{p}/stat").read_text() for p in pids):
+            return True
         time.sleep(0.1)
     return False
 
@@ -293,7 +317,8 @@ def unbroken(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda s: s.name)
 def test_stopped_in_the_middle(how, unbroken, tmp_path):
     "Killed or interrupted, a sweep leaves no process behind, and the same command does what is missing."
-    argv, out = ("--config", unbroken / "sweep.toml", "--workers", 2, "--output-dir", tmp_path / "out"), tmp_path / "out"
+    argv, out = (
+        "--config", unbroken / "sweep.toml", "--workers", 2, "--output-dir", tmp_path / "out"), tmp_path / "out"
     p = started(*argv)
     workers = in_the_middle(p, out)
     assert len(workers) >= 2
@@ -313,11 +338,16 @@ def test_stopped_in_the_middle(how, unbroken, tmp_path):
 
 def test_exit_code_and_a_plugin_in_the_workers(tmp_path):
     folder(tmp_path / "d")
-    (tmp_path / "my_plugin.py").write_text(MINE + "from pseudolabel_nb.strategies.strategy import register_strategy\nregister_strategy('mine', selector__how='fails')(Mine)\n")
-    argv = "--config", config(tmp_path, strategy=["naive", "mine"], seeds=[0]), "--plugin", tmp_path / "my_plugin.py", "--workers", 2, "--output-dir", tmp_path / "out"
+    (tmp_path / "my_plugin.py").write_text(
+        MINE + "from pseudolabel_nb.strategies.strategy import register_strategy\n"
+               "register_strategy('mine', selector__how='fails')(Mine)\n")
+    argv = ("--config", config(tmp_path, strategy=["naive", "mine"], seeds=[0]), "--plugin", tmp_path / "my_plugin.py",
+            "--workers", 2, "--output-dir", tmp_path / "out")
     code, said, err = ended(*argv)
-    assert code == 1 and err.splitlines()[0] == "failed: mine-r0.5-s0: KeyError: 'mito'" and "1 runs have failed" not in err and len(err.splitlines()) == 2
-    assert "mine-r0.5-s0 failed: KeyError" in said and "labels  strategy" in said and "naive" in said.split("labels  strategy")[1]
+    assert (code == 1 and err.splitlines()[0] == "failed: mine-r0.5-s0: KeyError: 'mito'"
+            and "1 runs have failed" not in err and len(err.splitlines()) == 2)
+    assert ("mine-r0.5-s0 failed: KeyError" in said and "labels  strategy" in said
+            and "naive" in said.split("labels  strategy")[1])
     assert "my_plugin.py" in read_json(tmp_path / "out/runs/mine-r0.5-s0/error.json")["traceback"]
     code, _, err = ended(*argv, "--strategy", "mine", "--set", "selector.how=calmly")
     assert code == 2 and "was begun with another config" in err
@@ -328,11 +358,17 @@ def test_exit_code_and_a_plugin_in_the_workers(tmp_path):
 def test_dask_from_the_command_line(unbroken, tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs distributed: pip install \"pseudolabel_nb[dask]\"")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        code, said, err = ended("--config", unbroken / "sweep.toml", "--seeds", 0, "--dask", cluster.scheduler_address, "--output-dir", tmp_path / "out")
-    assert (code, err) == (0, "") and "labels  strategy" in said and len(table(tmp_path / "out")) == 4 and set(table(tmp_path / "out")) < set(table(unbroken / "out"))
+        code, said, err = ended("--config", unbroken / "sweep.toml", "--seeds", 0, "--dask", cluster.scheduler_address,
+                                "--output-dir", tmp_path / "out")
+    assert ((code, err) == (0, "") and "labels  strategy" in said and len(table(tmp_path / "out")) == 4
+            and set(table(tmp_path / "out")) < set(table(unbroken / "out")))
 
 
-@pytest.mark.parametrize("argv, parts", [(("--dask", "tcp://127.0.0.1:9", "--workers", "2"), ["--workers 2", "--dask"]), (("--workers", "0"), ["--workers", "at least 1"]), (("--config", "nowhere.toml"), ["nowhere.toml", "no such file"])], ids=" ".join)
+@pytest.mark.parametrize("argv, parts",
+                         [(("--dask", "tcp://127.0.0.1:9", "--workers", "2"), ["--workers 2", "--dask"]),
+                          (("--workers", "0"), ["--workers", "at least 1"]),
+                          (("--config", "nowhere.toml"), ["nowhere.toml", "no such file"])],
+                         ids=" ".join)
 def test_slips(argv, parts, tmp_path):
     code, _, err = ended("--demo", "--output-dir", tmp_path / "out", *argv)
     assert code == 2 and err.count("\n") == 1 and all(p in err for p in parts), err
@@ -340,21 +376,26 @@ def test_slips(argv, parts, tmp_path):
 
 def test_no_scheduler():
     pytest.importorskip("distributed", reason="needs distributed: pip install \"pseudolabel_nb[dask]\"")
-    with pytest.raises(UserError, match="no Dask scheduler answers"), dask_cluster("tcp://127.0.0.1:9", patience=1): pass
+    with pytest.raises(UserError, match="no Dask scheduler answers"), dask_cluster("tcp://127.0.0.1:9", patience=1):
+        pass
     with pytest.raises(UserError, match="no Dask scheduler answers"), dask_cluster("nonsense://x", patience=1): pass
     with pytest.raises(UserError, match=r"nofile\.json: no such file"), dask_cluster("nofile.json", patience=1): pass
 
 
 def test_repeat(unbroken, tmp_path):
     "From the folder alone: the images are where they were."
-    pytest.importorskip("pseudolabel_nb.experiments.repeat", reason="pseudolabel_nb.experiments.repeat is not written yet")
+    pytest.importorskip(
+        "pseudolabel_nb.experiments.repeat", reason="pseudolabel_nb.experiments.repeat is not written yet")
     run = unbroken / "out/runs/naive-r0.5-s0"
     code, said, err = ended("--from", run, "--output-dir", tmp_path / "again", name="train")
-    assert (code, err) == (0, "") and read_json(tmp_path / "again" / run.name / "result.json")["f1"] == read_json(run / "result.json")["f1"], said
+    assert (code, err) == (0, "") and read_json(
+        tmp_path / "again" / run.name / "result.json")["f1"] == read_json(run / "result.json")["f1"], said
 
 
 def test_report(unbroken, tmp_path):
-    pytest.importorskip("pseudolabel_nb.experiments.report", reason="pseudolabel_nb.experiments.report is not written yet")
+    pytest.importorskip(
+        "pseudolabel_nb.experiments.report", reason="pseudolabel_nb.experiments.report is not written yet")
     for lacking in ("nbconvert", "nbformat", "ipykernel"): pytest.importorskip(lacking, reason=f"needs {lacking}")
     code, said, err = ended(unbroken / "out", "--out", tmp_path, name="report")
-    assert (code, err) == (0, "") and "report.html" in said and (tmp_path / "report.html").exists() and (tmp_path / "report.ipynb").exists()
+    assert ((code, err) == (0, "") and "report.html" in said and (tmp_path / "report.html").exists()
+            and (tmp_path / "report.ipynb").exists())

@@ -1,4 +1,6 @@
-"The tutorials as a set: found from the home page, in one order, none of them long. That each runs is nbdev-test's to say."
+"""The tutorials as a set: found from the home page, in one order, none of them long.
+
+That each runs is nbdev-test's to say."""
 import csv
 import re
 
@@ -22,7 +24,8 @@ def code_of(path) -> str:
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_linked_from_the_home_page(path):
-    assert f"(tutorials/{path.name})" in text_of(ROOT / "nbs/index.ipynb"), f"add {path.name} to the table of nbs/index.ipynb"
+    assert f"(tutorials/{path.name})" in text_of(ROOT / "nbs/index.ipynb"), (
+        f"add {path.name} to the table of nbs/index.ipynb")
 
 
 def test_numbers_are_an_order():
@@ -44,6 +47,8 @@ def test_writes_into_a_folder_of_its_own(path):
 
 def test_measured_times_are_short():
     "Only tutorials that are there have a row; `python nbs/benchmarks/tutorials.py` measures."
-    with open(TIMES, newline="") as f: times = {row["tutorial"]: float(row["cpu_seconds"]) for row in csv.DictReader(line for line in f if not line.startswith("#"))}
+    with open(TIMES, newline="") as f:
+        times = {row["tutorial"]: float(row["cpu_seconds"])
+                 for row in csv.DictReader(line for line in f if not line.startswith("#"))}
     assert times and times.keys() <= {p.stem for p in TUTORIALS}
     assert max(times.values()) < 180

@@ -7,9 +7,11 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = sorted((ROOT / "pseudolabel_nb").rglob("*.py"))
-GONE = {"recipe", "recipes", "Recipe", "Lesson", "divide", "spoken", "surer", "shelf", "lend", "borrow", "Windows", "aimed", "pasted",
-        "with_ring", "relabelled", "decided", "drawing", "registering", "Student"}
-BRITISH = re.compile(r"\b\w*(labell|colour|centre\b|centred|neighbour|behaviour|quantis|standardis|summaris|recognis|optimis|initialis)\w*", re.I)
+GONE = {"recipe", "recipes", "Recipe", "Lesson", "divide", "spoken", "surer", "shelf", "lend", "borrow", "Windows",
+        "aimed", "pasted", "with_ring", "relabelled", "decided", "drawing", "registering", "Student"}
+BRITISH = re.compile(r"\b\w*(labell|colour|centre\b|centred|neighbour|behaviour|quantis|"
+                     r"standardis|summaris|recognis|optimis|initialis)\w*",
+                     re.I)
 
 
 def names(tree: ast.AST) -> set[str]:

@@ -1,4 +1,5 @@
-"A real JupyterLab or Voilà, and headless Chromium to use it with: for the tests in a browser and for the tools that make pictures."
+"""A real JupyterLab or Voilà, and headless Chromium to use it with: for the tests in a browser and for the tools that
+make pictures."""
 import json
 import os
 import socket
@@ -10,8 +11,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-LAB = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.expose_app_in_browser=True", "--IdentityProvider.token="]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+LAB = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+       "--LabApp.expose_app_in_browser=True", "--IdentityProvider.token="]
 SETTINGS = {"notebook-extension/tracker": '{"windowingMode": "none"}', # cells out of sight stay on the page
             "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}'}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
@@ -19,7 +22,8 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 def notebook(path: Path, *cells: str) -> Path:
     "Write a notebook of code cells that have not been run."
-    made = [dict(cell_type="code", id=f"cell{k}", metadata={}, source=source.strip(), outputs=[], execution_count=None) for k, source in enumerate(cells)]
+    made = [dict(cell_type="code", id=f"cell{k}", metadata={}, source=source.strip(), outputs=[], execution_count=None)
+            for k, source in enumerate(cells)]
     kernel = dict(name="python3", display_name="python3", language="python")
     path.write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
     return path
@@ -39,15 +43,19 @@ def serving(command: list[str], address: str, folder: Path, home: Path):
         path = home / f"settings/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    own = dict(JUPYTER_CONFIG_DIR="config", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", JUPYTER_RUNTIME_DIR="runtime", IPYTHONDIR="ipython")
-    variables = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **{name: str(home / place) for name, place in own.items()})
+    own = dict(JUPYTER_CONFIG_DIR="config", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces",
+               JUPYTER_RUNTIME_DIR="runtime", IPYTHONDIR="ipython")
+    variables = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1",
+                     **{name: str(home / place) for name, place in own.items()})
     for name in ("MPLBACKEND", "IN_TEST"): variables.pop(name, None) # a notebook of a reader has neither
-    with open(home / "log", "w") as log: server = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
     try:
         for _ in range(240):
             try: urlopen(address, timeout=5).close(); break
             except OSError:
-                if server.poll() is not None: raise RuntimeError(f"{command[2]} ended:\n{(home / 'log').read_text()[-2000:]}") from None
+                if server.poll() is not None:
+                    raise RuntimeError(f"{command[2]} ended:\n{(home / 'log').read_text()[-2000:]}") from None
                 time.sleep(0.25)
         else: raise RuntimeError(f"{command[2]} did not start in a minute:\n{(home / 'log').read_text()[-2000:]}")
         yield
@@ -60,7 +68,8 @@ def serving(command: list[str], address: str, folder: Path, home: Path):
 def jupyterlab(folder: Path, home: Path):
     "JupyterLab in `folder`; yields its address."
     port = free_port()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}", *LAB]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+               f"--ServerApp.root_dir={folder}", *LAB]
     with serving(command, f"http://127.0.0.1:{port}/api", folder, home): yield f"http://127.0.0.1:{port}"
 
 
@@ -68,8 +77,10 @@ def jupyterlab(folder: Path, home: Path):
 def voila(page: Path, home: Path, *options: str):
     "A notebook as a Voilà page; yields its address."
     port = free_port()
-    command = [sys.executable, "-m", "voila", page.name, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", *options]
-    with serving(command, f"http://127.0.0.1:{port}/voila/static/voila.js", page.parent, home): yield f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "voila", page.name, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", *options]
+    with serving(command, f"http://127.0.0.1:{port}/voila/static/voila.js", page.parent, home):
+        yield f"http://127.0.0.1:{port}"
 
 
 _driver = dict(running=None, users=0) # playwright's own process: there can be one in a process of ours
@@ -104,7 +115,9 @@ def open_notebook(page, address: str, name: str, kernel: bool = True) -> None:
     page.goto(f"{address}/lab/tree/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext")
-    if kernel: page.evaluate("async () => { const s = window.jupyterapp.shell.currentWidget.sessionContext; await s.ready; await s.session.kernel.info }")
+    if kernel:
+        page.evaluate("async () => { const s = window.jupyterapp.shell.currentWidget.sessionContext; await "
+                      "s.ready; await s.session.kernel.info }")
 
 
 def run_cells(page) -> None:
@@ -123,14 +136,17 @@ def save(page) -> None:
 
 def shut_down(page) -> None:
     "End the notebook's kernel and close the page."
-    page.evaluate("async () => { const s = window.jupyterapp?.shell.currentWidget?.sessionContext; if (s) await s.shutdown() }")
+    page.evaluate(
+        "async () => { const s = window.jupyterapp?.shell.currentWidget?.sessionContext; if (s) await s.shutdown() }")
     page.close()
 
 
 def theme(page, name: str) -> None:
     "light or dark, in JupyterLab."
-    page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name}).then(() => null)", THEMES[name])
-    page.wait_for_function("light => document.body.dataset.jpThemeLight == light", arg="true" if name == "light" else "false")
+    page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name}).then(() => null)",
+                  THEMES[name])
+    page.wait_for_function(
+        "light => document.body.dataset.jpThemeLight == light", arg="true" if name == "light" else "false")
     page.wait_for_timeout(300)
 
 

@@ -1,4 +1,5 @@
-"""nbs/images/explorer.png, the explorer's picture for README: a short run on built-in data, shown in JupyterLab.   python tools/picture.py [--chromium PATH] [--out FILE]"""
+"""nbs/images/explorer.png, the explorer's picture for README: a short run on built-in data, shown in JupyterLab.
+python tools/picture.py [--chromium PATH] [--out FILE]"""
 import argparse, io, sys, tempfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import tempfile
 import pseudolabel_nb as pnb
 from pseudolabel_nb.widgets.dashboard import explore
 data = pnb.micrographs(n_train=60, n_val=12, n_test=4, size=256)
-run = pnb.run(data, pnb.strategy("curriculum", rounds=2), tempfile.mkdtemp() + "/curriculum", labeled_ratio=0.1, settings=pnb.Settings(steps=400, crop=64), device="cpu")
+run = pnb.run(data, pnb.strategy("curriculum", rounds=2), tempfile.mkdtemp() + "/curriculum", labeled_ratio=0.1,
+              settings=pnb.Settings(steps=400, crop=64), device="cpu")
 explorer = explore(run, data)
 """
 SHOW = """
@@ -33,9 +35,11 @@ def small(png: bytes) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chromium", default="/usr/bin/chromium", help="a Chromium (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("nbs/images/explorer.png"), help="PNG to write (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("nbs/images/explorer.png"), help="PNG to write (default: %(default)s)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder), Path(folder) / ".home") as address, chromium_browser(args.chromium) as browser:
+    with (tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder), Path(folder) / ".home") as address,
+          chromium_browser(args.chromium) as browser):
         notebook(Path(folder) / "x.ipynb", CODE, SHOW)
         page = watched(browser, 1200, 1200)
         run_notebook(page, address, "x.ipynb")

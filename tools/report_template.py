@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE, TARGET = ROOT / "nbs/experiments/03a_report_template.ipynb", ROOT / "pseudolabel_nb/experiments/report_template.ipynb"
+SOURCE, TARGET = (
+    ROOT / "nbs/experiments/03a_report_template.ipynb", ROOT / "pseudolabel_nb/experiments/report_template.ipynb")
 
 
 def packaged(notebook: dict) -> dict:
     "The cell that makes up runs, the only hidden one, becomes the cell that names the folder."
     hidden = [cell for cell in notebook["cells"] if "".join(cell["source"]).startswith("#| hide")]
-    if len(hidden) != 1: raise SystemExit(f"error: {SOURCE.name} has {len(hidden)} hidden cells; expected one, that of the made-up runs")
+    if len(hidden) != 1:
+        raise SystemExit(f"error: {SOURCE.name} has {len(hidden)} hidden cells; expected one, that of the made-up runs")
     hidden[0]["source"] = ['folder = "." # with runs at or below it']
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code": cell.update(outputs=[], execution_count=None)

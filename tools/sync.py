@@ -1,4 +1,5 @@
-"""Bring what is generated in step with the notebooks: modules, cleaned notebooks, the report's notebook in the package, README.
+"""Bring what is generated in step with the notebooks: modules, cleaned notebooks, the report's notebook in the package,
+README.
 
     python tools/sync.py            do it here
     python tools/sync.py --check    do it in a copy and fail if anything would change; your files stay as they are
@@ -12,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = (["nbdev-export"], ["nbdev-clean"], [sys.executable, "tools/report_template.py"], [sys.executable, "docs/readme.py"])
+STEPS = (
+    ["nbdev-export"], ["nbdev-clean"], [sys.executable, "tools/report_template.py"], [sys.executable, "docs/readme.py"])
 
 
 def sync(root: Path) -> None:
@@ -24,13 +26,15 @@ def sync(root: Path) -> None:
 
 def sources() -> list[Path]:
     "The files git tracks or would track, relative to the root."
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                            check=True, capture_output=True, text=True)
     return [Path(name) for name in sorted(set(listed.stdout.split("\0"))) if name and (ROOT / name).is_file()]
 
 
 def contents(root: Path) -> dict[str, bytes]:
     "Every file under `root` with its bytes, without caches."
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
+    return {p.relative_to(root).as_posix(): p.read_bytes()
+            for p in sorted(root.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
 
 
 def changed() -> list[str]:
@@ -53,7 +57,9 @@ def main() -> int:
         sync(ROOT)
         return 0
     stale = changed()
-    if stale: print(f"error: out of step with the notebooks: {', '.join(stale)}; run `make sync` and look at the difference", file=sys.stderr)
+    if stale:
+        print(f"error: out of step with the notebooks: {', '.join(stale)}; run `make sync` and look at the difference",
+              file=sys.stderr)
     else: print("Modules, notebooks and README are in step.")
     return 1 if stale else 0
 

@@ -3,7 +3,8 @@
     make bench            three to five minutes
     python nbs/benchmarks/bench.py --quick --out ratios.csv
 
-Two ways of doing the same work are timed in turns, a few dozen batches each, in one process: when the machine is busy, it is busy for both.
+Two ways of doing the same work are timed in turns, a few dozen batches each, in one process: when the machine is busy,
+it is busy for both.
 """
 import argparse
 import csv
@@ -43,15 +44,19 @@ class Row:
 
     def __str__(self) -> str:
         beside = f" over {self.bare:.3g} {self.of}" if self.bare is not None else ""
-        judged = "".join(f"; {name} {most:g} {'met' if self.value <= most else 'missed'}" for name, most in (("goal", self.goal), ("limit", self.limit)) if most is not None)
+        judged = "".join(
+            f"; {name} {most:g} {'met' if self.value <= most else 'missed'}"
+            for name, most in (("goal", self.goal), ("limit", self.limit)) if most is not None)
         return f"{self.what:<52} {self.value:6.3f} {self.unit:<7} ({self.ours:.3g} {self.of}{beside}{judged})"
 
 
-def ratio_row(what: str, pairs: list[tuple[float, float]], of: str = "s", goal: float | None = None, limit: float | None = None) -> Row:
+def ratio_row(what: str, pairs: list[tuple[float, float]], of: str = "s", goal: float | None = None,
+              limit: float | None = None) -> Row:
     "The median ratio of some (ours, bare) pairs, and the pair it comes from."
     ranked = sorted(pairs, key=lambda p: p[0] / p[1])
     ratios = [a / b for a, b in ranked]
-    return Row(what, median_low(ratios), goal, limit, "ratio", *ranked[(len(ranked) - 1) // 2], of, ratios[0], ratios[-1], len(pairs))
+    return Row(what, median_low(ratios), goal, limit, "ratio", *ranked[(len(ranked) - 1) // 2], of, ratios[0],
+               ratios[-1], len(pairs))
 
 
 # Taking turns
@@ -94,7 +99,8 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
     from pseudolabel_nb.runs.settings import Settings
 
     settings = Settings(steps=steps, evaluations=1, network="timed")
-    windows, augment, loss = CropSampler(images, settings.crop, settings.foreground_share), augmentation(settings.augment), losses[settings.loss]
+    windows, augment, loss = CropSampler(
+        images, settings.crop, settings.foreground_share), augmentation(settings.augment), losses[settings.loss]
     network = build_network()
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
@@ -116,10 +122,12 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
 
 # Steps of the strategies
 
-STEP_LIMITS = {"naive": 1.1, "mean_teacher": 2.5, "fixmatch": 2.5, "unimatch": None, "cps": 4.3, "copy_paste": 2.5} # times a supervised step; naive: one with an equal batch
+# times a supervised step; naive: one with an equal batch
+STEP_LIMITS = {"naive": 1.1, "mean_teacher": 2.5, "fixmatch": 2.5, "unimatch": None, "cps": 4.3, "copy_paste": 2.5}
 
 
-def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tuple[float, float]: # seconds of the strategy's steps, of supervised ones
+# seconds of the strategy's steps, of supervised ones
+def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tuple[float, float]:
     "A strategy's training steps and supervised ones, ten by ten in turns; drawing the batches is part of both."
     from dataclasses import replace
 
@@ -130,11 +138,13 @@ def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tupl
     from pseudolabel_nb.runs.settings import Settings
 
     strategy, settings = named(name), Settings(steps=steps)
-    student = strategy.student if strategy.method.online else replace(strategy.student, sampling="paired") # so that the batch always has its eight windows
+    # so that the batch always has its eight windows
+    student = strategy.student if strategy.method.online else replace(strategy.student, sampling="paired")
     rule = strategy.selector_at(1).fit([predictions], Context(labeled=len(images)))
     pseudo = PseudoImages(images.hide_masks(), predictions, rule)
     equal = replace(settings, batch_size=(1 if strategy.method.online else 2) * settings.batch_size)
-    phases = (Phase(1, steps, images, images, pseudo, student, strategy.teacher, strategy.method.online), settings), (Phase(0, steps, images, images), equal)
+    phases = (Phase(1, steps, images, images, pseudo, student, strategy.teacher, strategy.method.online), settings), (
+        Phase(0, steps, images, images), equal)
     trainers = [Trainer(phase, s, folder / str(k), "cpu") for k, (phase, s) in enumerate(phases)]
     draws = [drawing(phase, s, phase.pseudo) for phase, s in phases]
     spent = [0.0, 0.0]
@@ -151,7 +161,8 @@ def strategy_steps(network, images, folder: Path, steps: int, repeats: int):
     predictions = predict(network, images, folder / "store")
     for name, limit in STEP_LIMITS.items():
         pairs = [step_costs(name, images, folder / f"{name}-{k}", predictions, steps) for k in range(repeats)]
-        yield ratio_row(f"a step of {name}, over a supervised step" + " with an equal batch" * (name == "naive"), pairs, limit=limit)
+        yield ratio_row(f"a step of {name}, over a supervised step" + " with an equal batch" * (name == "naive"), pairs,
+                        limit=limit)
 
 
 # Pseudo-labeling
@@ -184,7 +195,8 @@ def pseudo_labeling(network, bare_network, images, n: int) -> tuple[float, float
     import numpy as np
     import torch
 
-    batches = [torch.from_numpy(np.stack([images.image((k + i) % len(images)) for i in range(BATCH)])).contiguous(memory_format=torch.channels_last)
+    batches = [torch.from_numpy(np.stack([images.image((k + i) % len(images)) for i in range(BATCH)])).contiguous(
+                   memory_format=torch.channels_last)
                for k in range(0, len(images), BATCH)]
     rotations = Turns(lambda step: bare_network(batches[step % len(batches)]), training=False)
     hook = network.register_forward_pre_hook(rotations)
@@ -198,7 +210,8 @@ def pseudo_labeling(network, bare_network, images, n: int) -> tuple[float, float
 
 def anonymous() -> float: # MiB
     "What this process holds in memory that no file backs; read by Linux only."
-    with open("/proc/self/status") as f: return next(int(line.split()[1]) / 1024 for line in f if line.startswith("RssAnon:"))
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) / 1024 for line in f if line.startswith("RssAnon:"))
 
 
 def page(pool: Path, k: int):
@@ -208,7 +221,8 @@ def page(pool: Path, k: int):
 
 
 def peak_of_pseudo_labeling(n: int, pool: Path, weights: Path, threads: int) -> None:
-    "Run in a process of its own: pseudo-label n images, each read from a file when it is its turn; print the peak in MiB."
+    """Run in a process of its own: pseudo-label n images, each read from a file when it is its turn; print the peak in
+    MiB."""
     import numpy as np
     import torch
 
@@ -219,7 +233,8 @@ def peak_of_pseudo_labeling(n: int, pool: Path, weights: Path, threads: int) -> 
     torch.set_num_threads(threads)
     network, size = build_network(), len(np.load(pool, mmap_mode="r"))
     load_network(weights, network)
-    images = ImageSet([Item(f"{i:06}", (SIDE, SIDE), partial(page, pool, i % size)) for i in range(n)], cache=Cache(2**24))
+    images = ImageSet(
+        [Item(f"{i:06}", (SIDE, SIDE), partial(page, pool, i % size)) for i in range(n)], cache=Cache(2**24))
     seen, done = [anonymous()], threading.Event()
 
     def watch() -> None:
@@ -251,13 +266,18 @@ def seconds(call: list[str]) -> float:
 def starting(repeats: int) -> list[Row]:
     "The bare interpreter, the import and `--help`, in turns."
     code = lambda text: [sys.executable, "-c", text]
-    calls = code("pass"), code("import pseudolabel_nb"), code("import sys; sys.argv = ['pseudolabel-train', '--help']; from pseudolabel_nb.cli import train; train()")
+    calls = code("pass"), code("import pseudolabel_nb"), code(
+        "import sys; sys.argv = ['pseudolabel-train', '--help']; from pseudolabel_nb.cli import train; train()")
     python, imported, helped = zip(*([seconds(c) for c in calls] for _ in range(repeats)))
-    found = subprocess.run(code("import pseudolabel_nb, sys; print(sum(m.split('.')[0] == 'torch' for m in sys.modules))"), check=True, capture_output=True, text=True, cwd=ROOT)
+    found = subprocess.run(
+        code("import pseudolabel_nb, sys; print(sum(m.split('.')[0] == 'torch' for m in sys.modules))"), check=True,
+        capture_output=True, text=True, cwd=ROOT)
     torch_modules = int(found.stdout)
     return [ratio_row("import pseudolabel_nb, over the bare interpreter", list(zip(imported, python))),
-            Row("modules of torch loaded by import pseudolabel_nb", torch_modules, 0, None, "modules", torch_modules, None, "modules", torch_modules, torch_modules, 1),
-            Row("pseudolabel-train --help", median_low(helped), 0.5, None, "s", median_low(helped), None, "s", min(helped), max(helped), repeats)]
+            Row("modules of torch loaded by import pseudolabel_nb", torch_modules, 0, None, "modules", torch_modules,
+                None, "modules", torch_modules, torch_modules, 1),
+            Row("pseudolabel-train --help", median_low(helped), 0.5, None, "s", median_low(helped), None, "s",
+                min(helped), max(helped), repeats)]
 
 
 # The table
@@ -277,13 +297,15 @@ def measure(few: int, many: int, steps: int, pool: int, repeats: int, threads: i
         folder, weights = Path(d), Path(d) / "run-0" / "checkpoints" / "round-0.safetensors"
         np.save(folder / "pool.npy", np.stack([images[i][0][0] for i in range(pool)]))
         training(folder / "warm", images, 6)
-        yield ratio_row(f"{steps} training steps, over forward–backward–step", [training(folder / f"run-{k}", images, steps) for k in range(repeats)], goal=1.05)
+        yield ratio_row(f"{steps} training steps, over forward–backward–step",
+                        [training(folder / f"run-{k}", images, steps) for k in range(repeats)], goal=1.05)
         networks = build_network(), build_network().eval()
         for network in networks: load_network(weights, network)
         yield from strategy_steps(networks[0], images, folder, max(10, steps // 3), repeats)
         pseudo_labeling(*networks, images, pool)
         for n, times in ((few, repeats), (many, max(1, repeats // 3))): # the many are repeats in themselves
-            yield ratio_row(f"pseudo-labeling {n:,} images, over model(batch)", [pseudo_labeling(*networks, images, n) for _ in range(times)], goal=1.05, limit=1.15)
+            yield ratio_row(f"pseudo-labeling {n:,} images, over model(batch)",
+                            [pseudo_labeling(*networks, images, n) for _ in range(times)], goal=1.05, limit=1.15)
         if Path("/proc/self/status").exists():
             peaks = [peak(n, folder / "pool.npy", weights, threads) for n in (many, few)]
             yield ratio_row(f"peak anonymous memory, {many:,} images over {few:,}", [tuple(peaks)], "MiB", goal=1.05)
@@ -299,7 +321,8 @@ def processor() -> str:
 def machine(threads: int) -> dict:
     "What a reader needs to know of the machine."
     import torch
-    return dict(processor=processor(), cores=os.cpu_count(), threads=threads, torch=torch.__version__, python=platform.python_version(), system=platform.system())
+    return dict(processor=processor(), cores=os.cpu_count(), threads=threads, torch=torch.__version__,
+                python=platform.python_version(), system=platform.system())
 
 
 def write(path: Path, rows: list[Row], facts: dict) -> None:
@@ -315,7 +338,8 @@ def write(path: Path, rows: list[Row], facts: dict) -> None:
 
 def main() -> None:
     "Measure, print, write."
-    p = argparse.ArgumentParser(description="The speed ratios of the package: what it adds to the bare network.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description="The speed ratios of the package: what it adds to the bare network.",
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--threads", type=int, default=2, help="of torch; fewer than there are idle cores")
     p.add_argument("--repeats", type=int, default=5, help="of each comparison; the median counts")
     p.add_argument("--quick", action="store_true", help="small numbers, to see that it works; its ratios mean nothing")
@@ -323,7 +347,8 @@ def main() -> None:
     p.add_argument("--peak-of", nargs=3, metavar=("N", "POOL", "WEIGHTS"), help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.peak_of: return peak_of_pseudo_labeling(int(a.peak_of[0]), Path(a.peak_of[1]), Path(a.peak_of[2]), a.threads)
-    sizes = dict(few=8, many=24, steps=6, pool=4, repeats=1) if a.quick else dict(few=300, many=3000, steps=150, pool=60, repeats=a.repeats)
+    sizes = dict(few=8, many=24, steps=6, pool=4, repeats=1) if a.quick else dict(
+        few=300, many=3000, steps=150, pool=60, repeats=a.repeats)
     os.environ["IN_TEST"] = "1" # no progress bars: they write while others are timed
     facts, rows = machine(a.threads), []
     print("; ".join(f"{k}: {v}" for k, v in facts.items()))

@@ -1,8 +1,11 @@
-"""How good is the expected quality of pseudo-labels? Train short supervised teachers, estimate, and look at the hidden labels.
+"""How good is the expected quality of pseudo-labels? Train short supervised teachers, estimate, and look at the hidden
+labels.
 
-python nbs/benchmarks/expected_quality.py [--data FOLDER] [--seeds 0,1,2] [--steps 400] [--work FOLDER] [--out nbs/benchmarks/results/expected_quality.csv]
+python nbs/benchmarks/expected_quality.py [--data FOLDER] [--seeds 0,1,2] [--steps 400] [--work FOLDER] [--out
+nbs/benchmarks/results/expected_quality.csv]
 
-FOLDER holds vnc_mito, dsb2018 and ldc_cells; without it, only the built-in micrographs are used. A teacher that is in --work already is not trained again.
+FOLDER holds vnc_mito, dsb2018 and ldc_cells; without it, only the built-in micrographs are used. A teacher that is in
+--work already is not trained again.
 """
 import argparse
 from pathlib import Path
@@ -34,7 +37,9 @@ def rows_of(name: str, known, f1: float, seed: int, steps: int):
         truth = dict(zip(quality_names, true_quality(known.truth.sum(0), (t, t))))
         for method in calibrations:
             e = expected_quality(validation, pixels, (t, t), method)
-            for m in quality_names: yield [name, seed, steps, round(f1, 4), t, method, m, *(f"{x:.4f}" for x in (e.value[m], e.low[m], e.high[m], truth[m]))]
+            for m in quality_names:
+                yield [name, seed, steps, round(f1, 4), t, method, m,
+                       *(f"{x:.4f}" for x in (e.value[m], e.low[m], e.high[m], truth[m]))]
 
 
 def main():
@@ -46,11 +51,13 @@ def main():
     p.add_argument("--work", default="expected-quality")
     p.add_argument("--out", default="nbs/benchmarks/results/expected_quality.csv")
     a = p.parse_args()
-    lines = [["data", "seed", "steps", "val_f1", "threshold", "calibration", "measure", "estimate", "low", "high", "truth"]]
+    lines = [
+        ["data", "seed", "steps", "val_f1", "threshold", "calibration", "measure", "estimate", "low", "high", "truth"]]
     for name, data, ratio in data_sets(a.data):
         for seed in map(int, a.seeds.split(",")):
             crop = 64 if name == "micrographs" else 128
-            done = run(data, "supervised", Path(a.work) / f"{name}-{seed}", labeled_ratio=ratio, seed=seed, settings=Settings(steps=a.steps, crop=crop), device="cpu")
+            done = run(data, "supervised", Path(a.work) / f"{name}-{seed}", labeled_ratio=ratio, seed=seed,
+                       settings=Settings(steps=a.steps, crop=crop), device="cpu")
             known = from_run(done, data, oracle=True, limit=100)
             lines += list(rows_of(name, known, done.best().f1, seed, a.steps))
             print(name, seed, f"validation F1 {done.best().f1:.3f}", flush=True)

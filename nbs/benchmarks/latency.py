@@ -1,7 +1,9 @@
-"""How long a slider of the explorer takes: from its move to the new picture and figures, over 200 moves.   python nbs/benchmarks/latency.py [--out FILE]
+"""How long a slider of the explorer takes: from its move to the new picture and figures, over 200 moves.   python
+nbs/benchmarks/latency.py [--out FILE]
 
-Times the Python side (state, figures, picture encoded as PNG, all controls set), on made-up predictions of 300 images of 512² and on one image of 4096²;
-what the browser adds to show the picture is not in it. Memory is the growth of the process over 1,000 more moves.
+Times the Python side (state, figures, picture encoded as PNG, all controls set), on made-up predictions of 300 images
+of 512² and on one image of 4096²; what the browser adds to show the picture is not in it. Memory is the growth of the
+process over 1,000 more moves.
 """
 import argparse, csv, tempfile, time
 from pathlib import Path
@@ -36,7 +38,8 @@ def explorer(n: int, side: int, folder: Path) -> PseudoLabelExplorer:
     images = [(255 * p + rng.normal(0, 20, p.shape)).clip(0, 255).astype(np.uint8) for p in kinds]
     ids = [f"image_{k:03}" for k in range(n)]
     labels = [(p > 0.5).astype(np.uint8) for p in kinds]
-    train = from_arrays([images[k % len(kinds)] for k in range(n)] + images[:1], [None] * n + labels[:1], [*ids, "labeled"], name="train")
+    train = from_arrays([images[k % len(kinds)] for k in range(n)] + images[:1], [None] * n + labels[:1],
+                        [*ids, "labeled"], name="train")
     val = from_arrays(images, labels, name="val")
     predictions = store(((id, kinds[k % len(kinds)][None]) for k, id in enumerate(ids)), folder / "p")
     validation: Predictions = store(((id, p[None]) for id, p in zip(val.ids, kinds)), folder / "v")
@@ -56,7 +59,8 @@ def moves(view: PseudoLabelExplorer, n: int) -> np.ndarray: # (n,) seconds
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("nbs/benchmarks/results/widget_latency.csv"), help="CSV to write (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("nbs/benchmarks/results/widget_latency.csv"),
+                        help="CSV to write (default: %(default)s)")
     out = parser.parse_args().out
     rows = []
     for case, n, side in (("300 images of 512²", 300, 512), ("one image of 4096²", 1, 4096)):
@@ -65,7 +69,8 @@ def main() -> None:
             moves(view, 20) # warm
             seconds, before = moves(view, 200), resident_mb()
             moves(view, 1000)
-            rows.append((case, n, side, 200, *(f"{1e3 * np.percentile(seconds, q):.1f}" for q in (50, 95)), 1000, f"{resident_mb() - before:.1f}"))
+            rows.append((case, n, side, 200, *(f"{1e3 * np.percentile(seconds, q):.1f}" for q in (50, 95)), 1000,
+                         f"{resident_mb() - before:.1f}"))
             print(dict(zip(COLUMNS, rows[-1])))
     with open(out, "w", newline="") as f: csv.writer(f, lineterminator="\n").writerows([COLUMNS, *rows])
     print(f"wrote {out}")

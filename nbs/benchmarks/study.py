@@ -1,13 +1,17 @@
-"""The study of what pseudo-labels bring on real images: every run of it, as a row of nbs/benchmarks/results/study/results.csv.
+"""The study of what pseudo-labels bring on real images: every run of it, as a row of
+nbs/benchmarks/results/study/results.csv.
 
-    python nbs/benchmarks/study.py DATA --list                                     the arms, what each changes, and what is done
-    python nbs/benchmarks/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised;best" --seeds 0-4 --workers 2
+    python nbs/benchmarks/study.py DATA --list                                     the arms, what each changes, and what
+    is done python nbs/benchmarks/study.py DATA --datasets vnc_mito --ratios 0.05 --arms "supervised;best" --seeds 0-4
+    --workers 2
     python nbs/benchmarks/study.py DATA --arms best --seeds 100-104 --phase test   the test set, once `best` is frozen
-    python nbs/benchmarks/study.py DATA --sets                                     how many images there are, and what calling every pixel foreground would score
+    python nbs/benchmarks/study.py DATA --sets                                     how many images there are, and what
+    calling every pixel foreground would score
 
-DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted goes on in --work, so a call that
-was stopped is simply given again. Of the validation images a run may look at as many as it has labeled ones, drawn by seed (at most half of them); in
-phase `design` the others score it, in phase `test` the test set does. --device cuda uses a GPU.
+DATA holds vnc_mito/, ldc_cells/ and dsb2018/. A run that has its row is not done again, and one that was interrupted
+goes on in --work, so a call that was stopped is simply given again. Of the validation images a run may look at as many
+as it has labeled ones, drawn by seed (at most half of them); in phase `design` the others score it, in phase `test` the
+test set does. --device cuda uses a GPU.
 """
 import argparse
 import csv
@@ -22,22 +26,28 @@ from itertools import product
 from pathlib import Path
 
 ROWS = Path(__file__).resolve().parent / "results" / "study" / "results.csv"
-COLUMNS = "dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,f1_full,gain,gap_closed,best_round,threshold,labeled,chosen_on,scored_on,seconds".split(",")
+COLUMNS = ("dataset,strategy,labeled_ratio,seed,phase,steps,precision,recall,f1,f1_supervised,"
+           "f1_full,gain,gap_closed,best_round,threshold,labeled,chosen_on,scored_on,seconds").split(",")
 DATASETS = ("vnc_mito", "ldc_cells", "dsb2018")
-STEPS = dict(vnc_mito=8000, ldc_cells=4000, dsb2018=4000) # of a run; of short ones, for tuning and ablation, half as many
+# of a run; of short ones, for tuning and ablation, half as many
+STEPS = dict(vnc_mito=8000, ldc_cells=4000, dsb2018=4000)
 def unet(*widths: int) -> dict:
     "Options of the network."
     return dict(widths=list(widths), activation="relu", precision="bfloat16")
 
 
-BASE = dict(batch_size=8, crop=128, rotations="any", network="unet", network_options=unet(32, 64, 128, 256, 256), decision="steady", evaluations=1, gate=0.05, checkpoint_every=500) # gate: a student is refused only where 95 % of the resamples of validation images speak against it
+# gate: a student is refused only where 95 % of the resamples of validation images speak against it
+BASE = dict(batch_size=8, crop=128, rotations="any", network="unet", network_options=unet(32, 64, 128, 256, 256),
+            decision="steady", evaluations=1, gate=0.05, checkpoint_every=500)
 ANY, QUARTER = dict(rotations="any"), dict(rotations="quarter")
-TUNED = dict(ldc_cells=QUARTER, dsb2018=QUARTER) # by data set, what the baseline's tuning has chosen otherwise; the same for every arm
+# by data set, what the baseline's tuning has chosen otherwise; the same for every arm
+TUNED = dict(ldc_cells=QUARTER, dsb2018=QUARTER)
 
 
 @dataclass(frozen=True)
 class Arm:
-    "One thing that is compared: a strategy, what is changed in it and in the settings, and its steps as a multiple of the data set's."
+    """One thing that is compared: a strategy, what is changed in it and in the settings, and its steps as a multiple of
+    the data set's."""
     strategy: str = "supervised"
     changes: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
@@ -48,7 +58,9 @@ QUARTERS = {"method.rotations": "quarter"} # of the unlabeled windows
 EVERY_PIXEL = {"selector": {"kind": "EveryPixel"}}
 def stored(**options) -> dict:
     "The student of `best` with pseudo-labels that are stored, not made at every step."
-    return {"method": dict(kind="SelfTraining", paired=True, **(dict(view="strong", mixing="paste", rotations="quarter") | options))}
+    return {
+        "method": dict(
+            kind="SelfTraining", paired=True, **(dict(view="strong", mixing="paste", rotations="quarter") | options))}
 
 
 def fixmatch(**options) -> dict:
@@ -58,22 +70,31 @@ def fixmatch(**options) -> dict:
 
 SELF = stored(mixing="cutmix") | {"selector.threshold": 0.5, "rounds": 1, "teacher.flips": True, "start": "restart"}
 CUTMIX = fixmatch()
-BOTH_WAYS, CUTMIX_BOTH_WAYS = {"method.both_ways": True}, {"method.both_ways": True, "method.cutmix": True} # pseudo-labeled foreground comes back into labeled windows
+# pseudo-labeled foreground comes back into labeled windows
+BOTH_WAYS, CUTMIX_BOTH_WAYS = {"method.both_ways": True}, {"method.both_ways": True, "method.cutmix": True}
 CHOSEN = dict(decision="best", evaluations=5) # both by the highest F1 of the few validation images
 EARLY = dict(teacher_share=0.2) # the first teacher is trained for a fifth of the steps
-QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}} # thresholds at which the kept pixels of all images show the prior
+# thresholds at which the kept pixels of all images show the prior
+QUANTILES = {"selector": {"kind": "ClassQuantiles", "quantile": 0.9}}
 BALANCED = {"selector": {"kind": "ClassBalanced"}} # images and thresholds that meet the prior
 def anew(steps: int = 200, **options) -> dict:
-    "The student's average labels all images every so many steps; half of the pseudo-labeled windows are centered on foreground."
+    """The student's average labels all images every so many steps; half of the pseudo-labeled windows are centered on
+    foreground."""
     return stored(relabel_every=steps, **options)
 
 
-GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}} # two images a labeled one in the first round, up to twenty in the second
-FEW = anew(400, rotations="") | BALANCED | {"teacher.flips": True} # labels averaged over flips, windows turned as the labeled ones are: frozen as the next `best`, and not adopted, since the test set did not bear it out
-RELIABLE = anew(400, rotations="") | {"selector": {"kind": "ReliableImages"}, "teacher.flips": True} # the images of which a high F1 is expected, every pixel by the decision threshold
-TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}} # of these two a labeled one, the best
+# two images a labeled one in the first round, up to twenty in the second
+GROWING = {"rounds": 2, "schedule": {"kind": "Moving", "field": "ratio", "start": 2.0, "stop": 20.0}}
+# labels averaged over flips, windows turned as the labeled ones are: frozen as the next `best`, and not adopted, since
+# the test set did not bear it out
+FEW = anew(400, rotations="") | BALANCED | {"teacher.flips": True}
+# the images of which a high F1 is expected, every pixel by the decision threshold
+RELIABLE = anew(400, rotations="") | {"selector": {"kind": "ReliableImages"}, "teacher.flips": True}
+# of these two a labeled one, the best
+TWO_RELIABLE = RELIABLE | {"selector": {"kind": "ReliableImages", "expected": 1.0, "ratio": 2.0}}
 FLIPPED = {"teacher.flips": True} # the average labels every window by what it says of its four flips
-PRETRAINED = {"teacher.pretraining": 0.75}, dict(teacher_share=0.4) # three tenths of all steps restore hidden patches, one tenth learns from labels, the rest is the student's
+# three tenths of all steps restore hidden patches, one tenth learns from labels, the rest is the student's
+PRETRAINED = {"teacher.pretraining": 0.75}, dict(teacher_share=0.4)
 PASTED = stored() # what the student of `best` sees
 
 
@@ -93,7 +114,8 @@ ARMS = {
     "best, labels anew every 400 steps, balanced, flips averaged": Arm("best", anew(400) | BALANCED | FLIPPED, EARLY),
     "best, few images": Arm("best", FEW, EARLY),
     "best, labels anew every 200 steps, class quantiles": Arm("best", anew(rotations="") | QUANTILES, EARLY),
-    "best, labels anew every 200 steps, balanced, then ten times as many images": Arm("best", anew(rotations="") | BALANCED | GROWING, EARLY),
+    "best, labels anew every 200 steps, balanced, then ten times as many images": Arm(
+        "best", anew(rotations="") | BALANCED | GROWING, EARLY),
     "best, reliable images": Arm("best", RELIABLE, EARLY),
     "best, two reliable images a label": Arm("best", TWO_RELIABLE, EARLY),
     "best, pretrained": Arm("best", *PRETRAINED),
@@ -122,14 +144,16 @@ ARMS = {
     "short best, no mixing": short(changes=fixmatch(mixing="none")),
     "short best, pasted both ways": short(changes=BOTH_WAYS),
     "short best, CutMix and pasted both ways": short(changes=CUTMIX_BOTH_WAYS),
-    "short best, thresholds 0.60 and 0.80": short(changes={"selector": {"kind": "ClassThresholds", "foreground": 0.60, "background": 0.80}}),
+    "short best, thresholds 0.60 and 0.80": short(
+        changes={"selector": {"kind": "ClassThresholds", "foreground": 0.60, "background": 0.80}}),
     "short best, fresh student": short(changes={"start": "restart"}),
     "short best, labels anew every 200 steps": short(changes=anew()),
     "short best, labels anew every 200 steps, balanced": short(changes=anew() | BALANCED),
     "short class_balanced, pasted in strong views": short("class_balanced", PASTED, teacher_share=0.5),
     "short class_balanced, pasted": short("class_balanced", stored(view="weak", rotations=""), teacher_share=0.5),
     "short best, labels anew every 200 steps, class quantiles": short(changes=anew() | QUANTILES),
-    "short best, labels anew every 200 steps, balanced, then ten times as many images": short(changes=anew(rotations="") | BALANCED | GROWING),
+    "short best, labels anew every 200 steps, balanced, then ten times as many images": short(
+        changes=anew(rotations="") | BALANCED | GROWING),
     "short best, reliable images": short(changes=RELIABLE),
     "short best, two reliable images a label": short(changes=TWO_RELIABLE),
     "short best, live teacher flipped": short(changes=FLIPPED),
@@ -139,7 +163,8 @@ ARMS = {
     "short best, three teachers once a round": short(changes=stored() | {"teacher.members": 3}, teacher_share=0.5),
     "short best, slower teacher": short(ema=0.998),
     "short both ways, weak views": short(changes=BOTH_WAYS | {"method.view": "weak"}),
-    "short both ways, foreground from 0.95": short(changes=BOTH_WAYS | {"selector": {"kind": "ClassThresholds", "foreground": 0.95, "background": 1 - 0.95}}),
+    "short both ways, foreground from 0.95": short(
+        changes=BOTH_WAYS | {"selector": {"kind": "ClassThresholds", "foreground": 0.95, "background": 1 - 0.95}}),
     "short both ways, ramp-up over 30 %": short(changes=BOTH_WAYS | {"method.ramp_up": 0.3}),
     "short both ways, half the weight": short(changes=BOTH_WAYS | {"method.weight": 0.5}),
     "short both ways, no Dice on pseudo-labels": short(changes=BOTH_WAYS | {"method.pseudo_loss": "cross_entropy"}),
@@ -148,11 +173,13 @@ ARMS = {
     "short best, CutMix, all at any angle": short(changes=fixmatch(rotations="any"), **ANY),
     "short best, CutMix, all by quarter turns": short(changes=CUTMIX, **QUARTER),
     "short best, CutMix, weak views": short(changes=fixmatch(view="weak")),
-    "short best, CutMix, all at any angle, step and threshold of highest F1": short(changes=fixmatch(rotations="any"), **ANY, **CHOSEN),
+    "short best, CutMix, all at any angle, step and threshold of highest F1": short(
+        changes=fixmatch(rotations="any"), **ANY, **CHOSEN),
     "short self-training": short("naive", SELF, teacher_share=0.5),
     "short unimatch, every pixel": short("unimatch", EVERY_PIXEL | QUARTERS),
 }
-EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu") # the strategies that came with a claimed gain
+# the strategies that came with a claimed gain
+EIGHT = ("class_balanced", "limited", "curriculum", "low_threshold", "weighted", "ensemble", "mean_teacher", "pu")
 ARMS |= {f"short {name}": short(name, teacher_share=0.5) for name in ("naive", *EIGHT)}
 
 
@@ -175,11 +202,13 @@ class Cell:
 
 
 def own_validation(data, ratio: float, seed: int, phase: str): # Data -> Data
-    "The data set as a run of the study may see it: as many validation images as labeled ones; what scores it as its test set."
+    """The data set as a run of the study may see it: as many validation images as labeled ones; what scores it as its
+    test set."""
     from pseudolabel_nb.core import random_stream
     order = [data.val.ids[k] for k in random_stream(seed, "validation of the study").permutation(len(data.val))]
     n = min(max(1, round(ratio * len(data.train))), len(order) // 2)
-    return replace(data, val=data.val.subset(order[:n]), test=data.val.subset(order[n:]) if phase == "design" else data.test)
+    return replace(
+        data, val=data.val.subset(order[:n]), test=data.val.subset(order[n:]) if phase == "design" else data.test)
 
 
 def begun(cell: Cell, root: Path, work: Path, device: str) -> tuple: # Run, Data
@@ -187,10 +216,13 @@ def begun(cell: Cell, root: Path, work: Path, device: str) -> tuple: # Run, Data
     import pseudolabel_nb as pnb
     from pseudolabel_nb.strategies.strategy import changed
     from pseudolabel_nb.training.task import begin
-    arm, data = ARMS[cell.strategy], own_validation(pnb.open_images(root / cell.dataset), cell.labeled_ratio, cell.seed, cell.phase)
+    arm, data = ARMS[cell.strategy], own_validation(
+        pnb.open_images(root / cell.dataset), cell.labeled_ratio, cell.seed, cell.phase)
     settings = pnb.Settings(**BASE | TUNED.get(cell.dataset, {}) | arm.settings, steps=cell.steps)
-    folder = work / cell.phase / cell.dataset / f"{cell.labeled_ratio:g}" / f"seed-{cell.seed}" / cell.strategy.replace(" ", "-").replace(",", "")
-    return begin(data, changed(pnb.strategy(arm.strategy), arm.changes), folder, cell.labeled_ratio, cell.seed, settings, device), data
+    folder = (work / cell.phase / cell.dataset / f"{cell.labeled_ratio:g}" / f"seed-{cell.seed}"
+              / cell.strategy.replace(" ", "-").replace(",", ""))
+    return begin(data, changed(pnb.strategy(arm.strategy), arm.changes), folder, cell.labeled_ratio, cell.seed,
+                 settings, device), data
 
 
 def share_teacher(run) -> None:
@@ -215,7 +247,8 @@ def do(cell: Cell, root: Path, work: Path, device: str) -> dict:
     for _ in rounds(run, data): pass
     r = finish(run, data)
     shutil.rmtree(run.folder / "predictions", ignore_errors=True)
-    return dict(asdict(cell), steps=cell.steps, **{k: r[k] for k in ("precision", "recall", "f1", "best_round", "threshold", "seconds")},
+    return dict(asdict(cell), steps=cell.steps,
+                **{k: r[k] for k in ("precision", "recall", "f1", "best_round", "threshold", "seconds")},
                 labeled=r["n_labeled"], chosen_on=len(run.split["val"]), scored_on=len(run.split["test"]))
 
 
@@ -231,10 +264,15 @@ def key_of(row: dict) -> tuple:
 
 
 def compared(rows: list[dict]) -> list[dict]:
-    "The rows beside supervised training of the same labels, seed and steps' unit, and beside all labels (mean over seeds); empty where that has not been run."
-    at = {(r["dataset"], r["labeled_ratio"], r["phase"], r["seed"]): float(r["f1"]) for r in rows if r["strategy"] == "supervised"}
-    full = lambda r: [f1 for (dataset, ratio, phase, _), f1 in at.items() if (dataset, float(ratio), phase) == (r["dataset"], 1.0, r["phase"])]
-    return [r | _beside(float(r["f1"]), at.get((r["dataset"], r["labeled_ratio"], r["phase"], r["seed"])), full(r)) for r in rows]
+    """The rows beside supervised training of the same labels, seed and steps' unit, and beside all labels (mean over
+    seeds); empty where that has not been run."""
+    at = {(r["dataset"], r["labeled_ratio"], r["phase"], r["seed"]): float(r["f1"])
+          for r in rows if r["strategy"] == "supervised"}
+    full = lambda r: [
+        f1 for (dataset, ratio, phase, _), f1 in at.items() if (dataset, float(ratio), phase) == (
+            r["dataset"], 1.0, r["phase"])]
+    return [r | _beside(float(r["f1"]), at.get((r["dataset"], r["labeled_ratio"], r["phase"], r["seed"])), full(r))
+            for r in rows]
 
 
 def _beside(f1: float, supervised: float | None, full: list[float]) -> dict:
@@ -242,7 +280,8 @@ def _beside(f1: float, supervised: float | None, full: list[float]) -> dict:
     top = sum(full) / len(full) if full else None
     gain = None if supervised is None else f1 - supervised
     closed = None if gain is None or top is None or top <= supervised else gain / (top - supervised)
-    return {k: "" if v is None else f"{v:.4f}" for k, v in dict(f1_supervised=supervised, f1_full=top, gain=gain, gap_closed=closed).items()}
+    return {k: "" if v is None else f"{v:.4f}"
+            for k, v in dict(f1_supervised=supervised, f1_full=top, gain=gain, gap_closed=closed).items()}
 
 
 def add_row(row: dict, path: Path = ROWS) -> None:
@@ -251,7 +290,9 @@ def add_row(row: dict, path: Path = ROWS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         told = {k: f"{v:.4f}" if k in ("precision", "recall", "f1", "threshold") else str(v) for k, v in row.items()}
-        rows = sorted([r for r in read_rows(path) if key_of(r) != key_of(told)] + [told], key=lambda r: (r["phase"], r["dataset"], float(r["labeled_ratio"]), r["strategy"], int(r["seed"])))
+        rows = sorted(
+            [r for r in read_rows(path) if key_of(r) != key_of(told)] + [told],
+            key=lambda r: (r["phase"], r["dataset"], float(r["labeled_ratio"]), r["strategy"], int(r["seed"])))
         part = path.with_suffix(".part")
         with open(part, "w", newline="", encoding="utf-8") as f:
             w = csv.DictWriter(f, COLUMNS, lineterminator="\n")
@@ -281,11 +322,13 @@ def show(a: argparse.Namespace) -> None:
     rows = read_rows()
     for name, arm in ARMS.items():
         n = sum(r["strategy"] == name for r in rows)
-        print(f"{name}: {arm.strategy}, {arm.steps:g} × the steps {json.dumps(arm.changes) if arm.changes else ''} {json.dumps(arm.settings) if arm.settings else ''} — {n} runs done")
+        print(f"{name}: {arm.strategy}, {arm.steps:g} × the steps {json.dumps(arm.changes) if arm.changes else ''} "
+              f"{json.dumps(arm.settings) if arm.settings else ''} — {n} runs done")
 
 
 def describe(a: argparse.Namespace, path: Path | None = None) -> None:
-    "A row a split: its images, their foreground, and the F1 of calling every pixel foreground, which needs no training."
+    """A row a split: its images, their foreground, and the F1 of calling every pixel foreground, which needs no
+    training."""
     import pseudolabel_nb as pnb
     from pseudolabel_nb.measures.metrics import all_foreground_f1, foreground_ratio
     path = path or ROWS.with_name("sets.csv")
@@ -305,10 +348,12 @@ def main() -> None:
     p.add_argument("data", type=Path, help="the folder that holds the data sets")
     p.add_argument("--datasets", type=lambda t: t.split(","), default=list(DATASETS))
     p.add_argument("--ratios", type=lambda t: [float(x) for x in t.split(",")], default=[0.05])
-    p.add_argument("--arms", type=lambda t: [x.strip() for x in t.split(";")], default=["supervised"], help="divided by semicolons")
+    p.add_argument("--arms", type=lambda t: [x.strip() for x in t.split(";")], default=["supervised"],
+                   help="divided by semicolons")
     p.add_argument("--seeds", type=numbers, default=[0])
     p.add_argument("--phase", choices=("design", "test"), default="design")
-    p.add_argument("--work", type=Path, default=Path("study"), help="folder of the runs, to go on with what was interrupted")
+    p.add_argument(
+        "--work", type=Path, default=Path("study"), help="folder of the runs, to go on with what was interrupted")
     p.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
     p.add_argument("--device", default="cpu")
     p.add_argument("--list", action="store_true", help="show the arms and stop")
@@ -320,7 +365,8 @@ def main() -> None:
         waiting = {pool.submit(do, c, a.data, a.work, a.device): c for c in cells(a)}
         for done in as_completed(waiting):
             add_row(row := done.result())
-            print(f"{time.strftime('%H:%M')}  {waiting[done]}: F1 {row['f1']:.4f} in {row['seconds']:.0f} s", flush=True)
+            print(
+                f"{time.strftime('%H:%M')}  {waiting[done]}: F1 {row['f1']:.4f} in {row['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__": main()

@@ -1,10 +1,12 @@
-"""One sweep done five ways and compared: one process, two worker processes, two killed and resumed, Dask, Dask killed and resumed. Then a smaller one, timed.
+"""One sweep done five ways and compared: one process, two worker processes, two killed and resumed, Dask, Dask killed
+and resumed. Then a smaller one, timed.
 
     python nbs/benchmarks/sweeps.py DATA_DIR --work FOLDER               about an hour for dsb2018
-    python nbs/benchmarks/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 5 minutes, on a machine that does nothing else
+    python nbs/benchmarks/sweeps.py DATA_DIR --work FOLDER --only times  the timing alone: 5 minutes, on a machine that
+    does nothing else
 
-DATA_DIR holds the splits. What is done is not repeated, so an interrupted call is simply given again. Written to nbs/benchmarks/results/sweep/:
-ways.csv, times.csv, and results.csv, summary.csv of the first way.
+DATA_DIR holds the splits. What is done is not repeated, so an interrupted call is simply given again. Written to
+nbs/benchmarks/results/sweep/: ways.csv, times.csv, and results.csv, summary.csv of the first way.
 """
 import argparse
 import csv
@@ -19,9 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "nbs" / "benchmarks" / "results" / "sweep"
-WHOLE = "--labeled-ratios 0.05,0.10 --strategy limited,class_balanced,pu --seeds 0,1,2 --learning-rates 0.003 --steps 300 --threads 1".split()
-SMALL = "--labeled-ratios 0.10 --strategy limited --seeds 0,1,2,3 --learning-rates 0.003 --steps 200 --threads 1".split()
-WAYS = dict(one="1 process", two="2 processes", two_killed="2 processes", dask="Dask, 2 workers", dask_killed="Dask, 2 workers")
+WHOLE = ("--labeled-ratios 0.05,0.10 --strategy limited,class_balanced,pu "
+         "--seeds 0,1,2 --learning-rates 0.003 --steps 300 --threads 1").split()
+SMALL = (
+    "--labeled-ratios 0.10 --strategy limited --seeds 0,1,2,3 --learning-rates 0.003 --steps 200 --threads 1".split())
+WAYS = dict(
+    one="1 process", two="2 processes", two_killed="2 processes", dask="Dask, 2 workers", dask_killed="Dask, 2 workers")
 KILLED_AFTER = 6, 14 # finished runs
 REPEATS = 1
 
@@ -29,7 +34,8 @@ REPEATS = 1
 def command(way: str, sweep: list[str], data: Path, out: Path, address: str) -> list[str]:
     "The sweep, done this way."
     who = ["--dask", address] if way.startswith("dask") else ["--workers", "1" if way == "one" else "2"]
-    return [sys.executable, "-c", "import sys; from pseudolabel_nb.cli import sweep; sys.exit(sweep())", "--data-dir", str(data), "--output-dir", str(out), *sweep, *who]
+    return [sys.executable, "-c", "import sys; from pseudolabel_nb.cli import sweep; sys.exit(sweep())", "--data-dir",
+            str(data), "--output-dir", str(out), *sweep, *who]
 
 
 def finished(out: Path) -> int:
@@ -39,14 +45,16 @@ def finished(out: Path) -> int:
 
 def until(argv: list[str], out: Path, log, runs: int | None) -> bool:
     "Let the command work; True if it was killed, with all its processes, after so many runs."
-    process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        argv, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while process.poll() is None:
         if runs is not None and finished(out) >= runs:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return True
         time.sleep(0.2)
-    if process.returncode: raise SystemExit(f"error: {out}: the sweep ended with code {process.returncode}; look at {log.name}")
+    if process.returncode:
+        raise SystemExit(f"error: {out}: the sweep ended with code {process.returncode}; look at {log.name}")
     return False
 
 
@@ -58,7 +66,8 @@ def cluster(way: str):
         return
     import dask
     from distributed import LocalCluster
-    dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}) # without its MALLOC_TRIM_THRESHOLD_, which makes training slow
+    # without its MALLOC_TRIM_THRESHOLD_, which makes training slow
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}})
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as c: yield c.scheduler_address
 
 
@@ -74,7 +83,8 @@ def do(way: str, sweep: list[str], data: Path, out: Path) -> tuple[float, int]: 
 
 def table(path: Path) -> list[dict]:
     "A CSV as rows, without the seconds, which are never the same."
-    with open(path, newline="") as f: return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+    with open(path, newline="") as f:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
 def write(path: Path, rows: list[tuple]) -> None:
@@ -85,7 +95,8 @@ def compare_ways(data: Path, work: Path) -> None:
     "Do the whole sweep every way that is not done yet; write how the results compare."
     rows = [("way", "killed", "runs", "same_results")]
     for way, name in WAYS.items():
-        if not (work / f"{way}.kills").exists(): (work / f"{way}.kills").write_text(str(do(way, WHOLE, data, work / way)[1]))
+        if not (work / f"{way}.kills").exists():
+            (work / f"{way}.kills").write_text(str(do(way, WHOLE, data, work / way)[1]))
         same = table(work / way / "results.csv") == table(work / "one" / "results.csv")
         rows.append((name, (work / f"{way}.kills").read_text(), finished(work / way), same))
         print(*rows[-1])

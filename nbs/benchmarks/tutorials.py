@@ -1,9 +1,11 @@
-"""How long the tutorials take: each notebook of nbs/tutorials is run from top to bottom, in a Python of its own with one thread.
+"""How long the tutorials take: each notebook of nbs/tutorials is run from top to bottom, in a Python of its own with
+one thread.
 
     python nbs/benchmarks/tutorials.py                  all of them; writes nbs/benchmarks/results/tutorials.csv
     python nbs/benchmarks/tutorials.py 04_what_is_wrong only these; the other rows stay
 
-`seconds` is by the clock, `cpu_seconds` what the notebook and its worker processes computed: on a machine that does other things as well only the second is worth comparing.
+`seconds` is by the clock, `cpu_seconds` what the notebook and its worker processes computed: on a machine that does
+other things as well only the second is worth comparing.
 """
 import argparse
 import csv
@@ -24,7 +26,8 @@ def measure(path: Path) -> dict:
     "Run a notebook; its row. Ends the program where the notebook fails."
     env = dict(os.environ, MPLBACKEND="agg", OMP_NUM_THREADS="1")
     began, used = time.perf_counter(), children()
-    done = subprocess.run([Path(sys.executable).parent / "nbdev-test", str(path), "--n-workers", "0"], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).parent / "nbdev-test", str(path), "--n-workers", "0"], cwd=ROOT,
+                          env=env, capture_output=True, text=True)
     if done.returncode: sys.exit(f"{path.name} failed:\n{done.stdout}{done.stderr}")
     return dict(zip(COLUMNS, (path.stem, round(time.perf_counter() - began, 1), round(children() - used, 1))))
 
@@ -45,7 +48,8 @@ def known() -> dict[str, dict]:
 def write(rows: dict[str, dict]) -> None:
     "The table, below a line about the machine."
     with open(TIMES, "w", newline="") as f:
-        f.write(f"# cores: {os.cpu_count()}; threads: 1; python: {platform.python_version()}; system: {platform.system()}\n")
+        f.write(f"# cores: {os.cpu_count()}; threads: 1; python: "
+                f"{platform.python_version()}; system: {platform.system()}\n")
         table = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows[name] for name in sorted(rows))

@@ -1,7 +1,10 @@
-"""How much an hour with a widget makes a process grow.   python nbs/benchmarks/widget_memory.py [--only CASE ...] [--out FILE]
+"""How much an hour with a widget makes a process grow.   python nbs/benchmarks/widget_memory.py [--only CASE ...]
+[--out FILE]
 
-An hour is counted in what is done in it, not in waiting: 1,000 moves of the explorer's slider, 200 changes of the comparer's view, 720 looks (one every five seconds) at a folder of runs that go on, and 200 changes of round and image in the stepper.
-Before anything is counted, each is done 50 times, since the first pictures fill caches once. The last case moves the explorer's slider in a real JupyterLab in Chromium, and adds the growth of the page's JavaScript heap.
+An hour is counted in what is done in it, not in waiting: 1,000 moves of the explorer's slider, 200 changes of the
+comparer's view, 720 looks (one every five seconds) at a folder of runs that go on, and 200 changes of round and image
+in the stepper. Before anything is counted, each is done 50 times, since the first pictures fill caches once. The last
+case moves the explorer's slider in a real JupyterLab in Chromium, and adds the growth of the page's JavaScript heap.
 """
 import argparse, csv, gc, itertools, json, sys, tempfile
 from pathlib import Path
@@ -36,7 +39,8 @@ def runs(folder: Path) -> Path:
     "Twenty runs, written by hand."
     sys.path.insert(0, str(ROOT / "tools"))
     from written_runs import write_run
-    for seed, strategy in itertools.product(range(5), ("supervised", "naive", "class_balanced", "limited")): write_run(folder / "runs" / f"{strategy}-s{seed}", 0.5 + 0.01 * seed, strategy=strategy, seed=seed)
+    for seed, strategy in itertools.product(range(5), ("supervised", "naive", "class_balanced", "limited")):
+        write_run(folder / "runs" / f"{strategy}-s{seed}", 0.5 + 0.01 * seed, strategy=strategy, seed=seed)
     return folder / "runs"
 
 
@@ -46,7 +50,9 @@ def comparer(folder: Path):
     view = RunComparer(runs(folder))
     names = [f.name for f in view.state.facts]
 
-    def act(k: int) -> None: view.state.change(view=("curves", "gain", "ratio")[k % 3], picked=tuple(names[k % 7:k % 7 + 8]), page=k % 2, query=("", "naive", "seed=1")[k % 3])
+    def act(k: int) -> None:
+        view.state.change(view=("curves", "gain", "ratio")[k % 3], picked=tuple(names[k % 7:k % 7 + 8]), page=k % 2,
+                          query=("", "naive", "seed=1")[k % 3])
     return view, act
 
 
@@ -58,7 +64,9 @@ def watching(folder: Path):
     log = next((folder / "runs").glob("naive-s0")) / "metrics.jsonl"
 
     def act(k: int) -> None:
-        with open(log, "a") as f: f.write(json.dumps(dict(round=3, member=0, step=1000 + next(steps), loss=0.5, f1=0.5, precision=0.5, recall=0.5, threshold=0.4, predicted=0.04)) + "\n")
+        with open(log, "a") as f:
+            f.write(json.dumps(dict(round=3, member=0, step=1000 + next(steps), loss=0.5, f1=0.5, precision=0.5,
+                                    recall=0.5, threshold=0.4, predicted=0.04)) + "\n")
         view.state.refresh()
     steps = itertools.count()
     return view, act
@@ -67,13 +75,16 @@ def watching(folder: Path):
 def stepper(folder: Path):
     "A stepper over a short run; other rounds and images."
     import pseudolabel_nb as pnb
-    run = pnb.run(pnb.micrographs(n_train=40), pnb.strategy("curriculum", rounds=3), folder / "run", labeled_ratio=0.2, settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
+    run = pnb.run(pnb.micrographs(n_train=40), pnb.strategy("curriculum", rounds=3), folder / "run", labeled_ratio=0.2,
+                  settings=pnb.Settings(steps=40, crop=64, batch_size=2, evaluations=1), device="cpu")
     view = pnb.CurriculumStepper(run)
     images = view.image.options
     return view, lambda k: view.state.change(round=k % 4, image=images[k % len(images)])
 
 
-CASES = {"explorer": (explorer, "moves of a slider", 1000), "comparer": (comparer, "other views, runs, pages", 200), "comparer, live": (watching, "looks at runs that go on", 720), "stepper": (stepper, "other rounds and images", 200)}
+CASES = {
+    "explorer": (explorer, "moves of a slider", 1000), "comparer": (comparer, "other views, runs, pages", 200),
+    "comparer, live": (watching, "looks at runs that go on", 720), "stepper": (stepper, "other rounds and images", 200)}
 IN_PAGE = "explorer, in JupyterLab"
 
 
@@ -87,7 +98,8 @@ def here(name: str) -> tuple:
     return name, what, times, f"{grown:.1f}", ""
 
 
-SETUP = "import sys; sys.path[:0] = [{tools!r}]\nfrom pathlib import Path; import tempfile\nfrom widget_memory import explorer, resident_mb\nview, act = explorer(Path(tempfile.mkdtemp()))\nview"
+SETUP = ("import sys; sys.path[:0] = [{tools!r}]\nfrom pathlib import Path; import tempfile\n"
+         "from widget_memory import explorer, resident_mb\nview, act = explorer(Path(tempfile.mkdtemp()))\nview")
 SAY = "print('MB', resident_mb())"
 
 
@@ -95,7 +107,8 @@ def in_a_page(chromium: str, times: int = 1000) -> tuple:
     "The explorer in JupyterLab: its slider moved by the keyboard."
     sys.path.insert(0, str(ROOT / "tools"))
     from browsing import chromium_browser, jupyterlab, notebook, run_notebook, watched
-    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder), Path(folder) / ".home") as address, chromium_browser(chromium) as browser:
+    with (tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder), Path(folder) / ".home") as address,
+          chromium_browser(chromium) as browser):
         notebook(Path(folder) / "x.ipynb", SETUP.format(tools=str(Path(__file__).resolve().parent)), SAY)
         page = watched(browser)
         run_notebook(page, address, "x.ipynb")
@@ -122,7 +135,10 @@ def kernel_mb(page) -> float:
     was = cell.locator(".jp-InputPrompt").inner_text()
     cell.locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("was => { const p = document.querySelectorAll('.jp-CodeCell')[1].querySelector('.jp-InputPrompt').innerText; return p != was && !p.includes('*') }", arg=was, timeout=120_000)
+    page.wait_for_function("was => { const p = "
+                           "document.querySelectorAll('.jp-CodeCell')[1].querySelector('.jp-InputPrompt').innerText;"
+                           " return p != was && !p.includes('*') }",
+                           arg=was, timeout=120_000)
     return float(cell.locator(".jp-OutputArea-output").last.inner_text().split()[1])
 
 
@@ -135,9 +151,13 @@ def page_mb(page) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=(*CASES, IN_PAGE), default=(*CASES, IN_PAGE), metavar="CASE", help=f"what to measure; rows of others stay as they are (default: all of {', '.join((*CASES, IN_PAGE))})")
-    parser.add_argument("--chromium", default="/usr/bin/chromium", help="for the case in JupyterLab (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("nbs/benchmarks/results/widget_memory.csv"), help="CSV to write (default: %(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*CASES, IN_PAGE), default=(*CASES, IN_PAGE), metavar="CASE",
+        help=f"what to measure; rows of others stay as they are (default: all of {', '.join((*CASES, IN_PAGE))})")
+    parser.add_argument(
+        "--chromium", default="/usr/bin/chromium", help="for the case in JupyterLab (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("nbs/benchmarks/results/widget_memory.csv"),
+                        help="CSV to write (default: %(default)s)")
     args = parser.parse_args()
     for name in args.only:
         row = in_a_page(args.chromium) if name == IN_PAGE else here(name)
@@ -149,7 +169,8 @@ def keep(out: Path, row: tuple) -> None:
     "Put a row into the CSV, in the place of the one of the same name."
     old = list(csv.reader(out.open()))[1:] if out.exists() else []
     rows = {r[0]: r for r in (*old, row)}
-    with open(out, "w", newline="") as f: csv.writer(f, lineterminator="\n").writerows([COLUMNS, *(rows[n] for n in (*CASES, IN_PAGE) if n in rows)])
+    with open(out, "w", newline="") as f:
+        csv.writer(f, lineterminator="\n").writerows([COLUMNS, *(rows[n] for n in (*CASES, IN_PAGE) if n in rows)])
 
 
 if __name__ == "__main__": main()

@@ -8,5 +8,5 @@ from .streams import random_stream, seed_shared, seed_torch
 
 __all__ = ["PART", "Registry", "UserError", "append_jsonl", "bounded", "check_bounds", "first_of", "from_dict",
            "hearing_interrupts", "lookup", "one_of", "overseeing", "process_number", "progress", "random_stream",
-           "read_json", "read_jsonl", "register", "replace_fields", "replacing", "seed_shared", "seed_torch", "stop_if_asked",
-           "to_dict", "write_bytes", "write_json", "write_text"]
+           "read_json", "read_jsonl", "register", "replace_fields", "replacing", "seed_shared", "seed_torch",
+           "stop_if_asked", "to_dict", "write_bytes", "write_json", "write_text"]

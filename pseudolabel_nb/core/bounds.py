@@ -22,7 +22,8 @@ def bounded(
     example: Any = None, # of a good value, for the message; None: the default
 ):
     "Return a dataclass field for a number within these bounds."
-    return field(default=default, metadata=dict(bounds=(ge, gt, le, lt), example=default if example is None else example))
+    return field(
+        default=default, metadata=dict(bounds=(ge, gt, le, lt), example=default if example is None else example))
 
 def one_of(
     default: str,

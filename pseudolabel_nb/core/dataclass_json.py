@@ -37,7 +37,8 @@ def from_dict(
     d: dict, # as `to_dict` wrote it
     at: str = "", # where `d` stands, for messages: "student."
 ):
-    "The dataclass that `to_dict` wrote, missing fields by their defaults; `UserError` for an unknown field or a value that its type hint does not allow."
+    """The dataclass that `to_dict` wrote, missing fields by their defaults; `UserError` for an unknown field or a value
+    that its type hint does not allow."""
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     _check_known(cls, set(d) - {"kind"})
     if lack := [n for n, f in known.items() if n not in d and f.default is MISSING and f.default_factory is MISSING]:
@@ -47,7 +48,9 @@ def from_dict(
 def _check_known(cls: type, names: Iterable[str]) -> None:
     "`UserError` listing the fields of `cls` if it has not all of these."
     known = [f.name for f in fields(cls)]
-    if extra := sorted(set(names) - set(known)): raise UserError(f"{cls.__name__} has no field {', '.join(map(repr, extra))}; expected one of: {', '.join(known) or 'none'}")
+    if extra := sorted(set(names) - set(known)):
+        raise UserError(
+            f"{cls.__name__} has no field {', '.join(map(repr, extra))}; expected one of: {', '.join(known) or 'none'}")
 
 def _kinds(cls) -> Iterable[type]:
     "The dataclasses among `cls` and its subclasses, all levels down."
@@ -55,11 +58,13 @@ def _kinds(cls) -> Iterable[type]:
     for sub in getattr(cls, "__subclasses__", list)(): yield from _kinds(sub)
 
 def _class_named(options: list, kind: str, at: str) -> type:
-    "The class called `kind` among `options` and their subclasses; of two with one name the package's own, else (a cell that was run twice) the newer."
+    """The class called `kind` among `options` and their subclasses; of two with one name the package's own, else (a
+    cell that was run twice) the newer."""
     found = [c for option in options for c in _kinds(option)]
     known = {c.__name__: c for c in sorted(found, key=lambda c: c.__module__.startswith("pseudolabel_nb."))}
     if kind in known: return known[kind]
-    raise UserError(f"{at}: unknown kind {kind!r}; expected one of: {', '.join(sorted(known))}; a class of your own is known once its module is imported")
+    raise UserError(f"{at}: unknown kind {kind!r}; expected one of: {', '.join(sorted(known))}; a class "
+                    "of your own is known once its module is imported")
 
 # %% ../../nbs/core/02_dataclass_json.ipynb #5de58528
 def _options(hint) -> list:
@@ -74,7 +79,8 @@ def _fits(
     kind = get_origin(option) or option
     if kind is Any: return True
     if kind is Literal: return value in get_args(option)
-    if kind in (int, float): return isinstance(value, {int: Integral, float: Real}[kind]) and not isinstance(value, bool)
+    if kind in (int, float):
+        return isinstance(value, {int: Integral, float: Real}[kind]) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind) or kind is bool and isinstance(value, np.bool_)
 
 def _restore(
@@ -85,9 +91,11 @@ def _restore(
 ):
     "`value` as `hint` asks: a tuple, a dataclass, or as it is; `UserError` if the hint does not allow it."
     options = _options(hint)
-    if isinstance(value, dict) and "kind" in value and not any(_fits(o, {}) for o in options): return from_dict(_class_named(options, value["kind"], at), value, f"{at}.")
+    if isinstance(value, dict) and "kind" in value and not any(_fits(o, {}) for o in options):
+        return from_dict(_class_named(options, value["kind"], at), value, f"{at}.")
     for option in options:
-        if (get_origin(option) or option) is tuple and isinstance(value, (list, tuple)): return _restore_tuple(get_args(option), value, at)
+        if (get_origin(option) or option) is tuple and isinstance(value, (list, tuple)):
+            return _restore_tuple(get_args(option), value, at)
         if _fits(option, value): return value
     raise UserError(f"{at} is {value!r}; expected {' or '.join(map(_in_words, options))}, so {_remedy(at, example)}")
 
@@ -96,35 +104,44 @@ def _restore_tuple(hints: tuple, values: Iterable, at: str) -> tuple:
     values = tuple(values)
     if not hints: return values
     if len(hints) == 2 and hints[1] is Ellipsis: hints = hints[:1] * len(values)
-    if len(hints) != len(values): raise UserError(f"{at} has {len(values)} values; expected {len(hints)}, so give as many")
+    if len(hints) != len(values):
+        raise UserError(f"{at} has {len(values)} values; expected {len(hints)}, so give as many")
     return tuple(_restore(h, v, f"{at}[{k}]") for k, (h, v) in enumerate(zip(hints, values)))
 
-_words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "null", tuple: "a list", list: "a list", dict: "a table"}
+_words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "null",
+          tuple: "a list", list: "a list", dict: "a table"}
 
 def _in_words(option) -> str:
     "A type hint as one says it."
     kinds = ", ".join(sorted({c.__name__ for c in _kinds(option)}))
-    return _words.get(get_origin(option) or option) or f"a {getattr(option, '__name__', option)}" + f' with a "kind" ({kinds})' * bool(kinds)
+    return (_words.get(get_origin(option) or option)
+            or f"a {getattr(option, '__name__', option)}" + f' with a "kind" ({kinds})' * bool(kinds))
 
 def _remedy(at: str, example) -> str:
     "What to write instead."
-    if is_dataclass(example) and fields(example): return f"write one, or change a field of it, such as {at}.{fields(example)[0].name}"
-    return "write one" if example is None or example is MISSING or is_dataclass(example) else f"write one such as {json.dumps(to_dict(example))}"
+    if is_dataclass(example) and fields(example):
+        return f"write one, or change a field of it, such as {at}.{fields(example)[0].name}"
+    return ("write one" if example is None or example is MISSING or is_dataclass(example)
+            else f"write one such as {json.dumps(to_dict(example))}")
 
 # %% ../../nbs/core/02_dataclass_json.ipynb #feec5cb6
 def replace_fields(
     obj, # a frozen dataclass
-    changes: dict, # values by name: "method.weight": 0.5, or "student": {"weight": 0.5}; a dict with "kind" replaces the part
+    # values by name: "method.weight": 0.5, or "student": {"weight": 0.5}; a dict with "kind" replaces the part
+    changes: dict,
     at: str = "", # where `obj` stands, for messages
 ):
-    "A copy of `obj` with all these fields changed at once; `UserError` for an unknown field or a value that its type hint does not allow."
+    """A copy of `obj` with all these fields changed at once; `UserError` for an unknown field or a value that its type
+    hint does not allow."""
     whole, inner = _whole_and_inner(obj, changes)
     _check_known(type(obj), {*whole, *inner})
     hints, made = get_type_hints(type(obj)), {}
     for name in {**whole, **inner}:
         now = getattr(obj, name)
         if name in whole: now = _restore(hints[name], whole[name], at + name, now)
-        if name in inner and not is_dataclass(now): raise UserError(f"{at}{name} is {now!r}, which has no field {', '.join(map(repr, inner[name]))}; expected {' or '.join(map(_in_words, _options(hints[name])))}, so replace it whole")
+        if name in inner and not is_dataclass(now):
+            raise UserError(f"{at}{name} is {now!r}, which has no field {', '.join(map(repr, inner[name]))}; expected "
+                            f"{' or '.join(map(_in_words, _options(hints[name])))}, so replace it whole")
         made[name] = replace_fields(now, inner[name], f"{at}{name}.") if name in inner else now
     return replace(obj, **made)
 
@@ -134,6 +151,7 @@ def _whole_and_inner(obj, changes: dict) -> tuple[dict, dict]:
     for path, value in changes.items():
         name, _, rest = path.partition(".")
         if rest: inner.setdefault(name, {})[rest] = value
-        elif isinstance(value, dict) and "kind" not in value and is_dataclass(getattr(obj, name, None)): inner.setdefault(name, {}).update(value)
+        elif isinstance(value, dict) and "kind" not in value and is_dataclass(getattr(obj, name, None)):
+            inner.setdefault(name, {}).update(value)
         else: whole[name] = value
     return whole, inner

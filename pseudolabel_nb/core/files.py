@@ -21,7 +21,8 @@ PART = ".pseudolabel.part" # how the names of temporary files end
 def replacing(
     path: str | Path, # the file to replace
 ):
-    "Yields a temporary path in the same folder that replaces `path` when the block ends well, and is removed when it does not."
+    """Yields a temporary path in the same folder that replaces `path` when the block ends well, and is removed when it
+    does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
@@ -58,8 +59,11 @@ def read_json(path: str | Path) -> Any:
     try: return json.loads(Path(path).read_bytes())
     except FileNotFoundError: raise UserError(f"{path}: no such file; check the path") from None
     except ValueError as e: # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits
-        raise UserError(f"{path}: not JSON ({e}); expected a JSON document, so export or download the file again") from None
-    except RecursionError: raise UserError(f"{path}: brackets within brackets without end; expected a JSON document that a person could read, so export or download the file again") from None
+        raise UserError(
+            f"{path}: not JSON ({e}); expected a JSON document, so export or download the file again") from None
+    except RecursionError:
+        raise UserError(f"{path}: brackets within brackets without end; expected a JSON document that a "
+                        "person could read, so export or download the file again") from None
 
 # %% ../../nbs/core/03_files.ipynb #ed2fd7fa
 def append_jsonl(path: str | Path, record: Any) -> None:
@@ -89,6 +93,10 @@ def read_jsonl(path: str | Path) -> list[dict]:
     if not path.exists(): return []
     lines = path.read_bytes().split(b"\n")[:-1]
     try: found = [json.loads(line) for line in lines]
-    except ValueError as e: raise UserError(f"{path}: a line is not JSON ({e}); the file is damaged, restore it or remove the run") from None
-    if odd := [line for line in found if not isinstance(line, dict)]: raise UserError(f"{path}: a line is {str(odd[0])[:40]!r}; expected objects in {{}}, so the file is damaged: restore it or remove the run")
+    except ValueError as e:
+        raise UserError(
+            f"{path}: a line is not JSON ({e}); the file is damaged, restore it or remove the run") from None
+    if odd := [line for line in found if not isinstance(line, dict)]:
+        raise UserError(f"{path}: a line is {str(odd[0])[:40]!r}; expected objects in {{}}, "
+                        "so the file is damaged: restore it or remove the run")
     return found

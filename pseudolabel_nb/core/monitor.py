@@ -16,7 +16,9 @@ _own = threading.local() # of each thread: `asked` and `told`, as given to `over
 class _Told:
     "A progress bar that is not drawn: it tells someone how far it is."
     def __init__(self, tell, iterable, total, desc, done):
-        self.tell, self.iterable, self.total, self.desc, self.n = tell, iterable, total if total is not None or not hasattr(iterable, "__len__") else len(iterable), desc, done
+        self.tell, self.iterable, self.total, self.desc, self.n = (
+            tell, iterable, total if total is not None or not hasattr(iterable, "__len__") else len(iterable), desc,
+            done)
         self.update(0)
 
     def update(self, n: int = 1) -> None:
@@ -49,11 +51,13 @@ def progress(
     desc: str = "",
     **kwargs, # to tqdm
 ):
-    "A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests, logs and worker processes nothing. In a thread that is overseen, whoever oversees it is told instead."
+    """A tqdm bar with time left: in the notebook a widget, in a terminal a line on stderr, in tests, logs and worker
+    processes nothing. In a thread that is overseen, whoever oversees it is told instead."""
     from multiprocessing import parent_process
     from tqdm.auto import tqdm
     if tell := getattr(_own, "told", None): return _Told(tell, iterable, total, desc, kwargs.get("initial", 0))
-    silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or process_number() > 0 or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
+    silent = bool(os.environ.get("IN_TEST")) or parent_process() is not None or process_number() > 0 or (
+        "ipykernel" not in sys.modules and not sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=silent, leave=False, dynamic_ncols=True, **kwargs)
 
 # %% ../../nbs/core/05_monitor.ipynb #d9ff5b5b
@@ -62,7 +66,8 @@ _asked: list[int] = [] # signals since `hearing_interrupts` began
 @contextmanager
 def hearing_interrupts():
     "Inside the block (of the main thread) a Ctrl-C is remembered as well as raised."
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
         yield
         return
     def remember(number, frame):
@@ -83,9 +88,11 @@ def stop_if_asked() -> None:
 @contextmanager
 def overseeing(
     asked: Callable[[], bool], # is the work to stop?
-    told: Callable[[str, int, int | None], None] | None = None, # called with description, done and total; None: bars are drawn
+    # called with description, done and total; None: bars are drawn
+    told: Callable[[str, int, int | None], None] | None = None,
 ):
-    "Inside the block, in this thread, `stop_if_asked` raises `KeyboardInterrupt` where `asked()` is true, and `progress` calls `told` instead of drawing a bar."
+    """Inside the block, in this thread, `stop_if_asked` raises `KeyboardInterrupt` where `asked()` is true, and
+    `progress` calls `told` instead of drawing a bar."""
     before, vars(_own)["asked"], vars(_own)["told"] = dict(vars(_own)), asked, told
     try: yield
     finally:

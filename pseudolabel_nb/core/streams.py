@@ -34,7 +34,9 @@ def seed_shared(
     seed: int, # >= 0
     *names: str | int,
 ) -> None:
-    "Seed the generators that all code shares, Python's, NumPy's and torch's. Nothing in this package draws from the first two; code that users bring may."
+    """Seed the generators that all code shares, Python's, NumPy's and torch's.
+
+    Nothing in this package draws from the first two; code that users bring may."""
     import random
     first, second = random_stream(seed, *names).integers(2**32, size=2).tolist()
     random.seed(first)

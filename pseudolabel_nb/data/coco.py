@@ -17,7 +17,8 @@ import numpy as np
 from ..core import UserError, progress, read_json
 from .files import TURNED, inside, read_header, read_pixels
 from .images import Item
-from .masks import box_problem, box_sticks_out, draw_box, polygon_problem, polygons_to_mask, rle_problem, rle_to_mask
+from .masks import (
+    box_problem, box_sticks_out, draw_box, polygon_problem, polygons_to_mask, rle_problem, rle_to_mask)
 
 # %% ../../nbs/data/03_coco.ipynb #be321cde
 def draw_marks(
@@ -42,12 +43,16 @@ def read_mark(
     outline, bbox = annotation.get("segmentation"), annotation.get("bbox")
     if isinstance(outline, list) and outline and not isinstance(outline[0], (list, tuple)): outline = [outline]
     if isinstance(outline, dict): kind, geometry, problem = "rle", outline, rle_problem(outline, shape)
-    elif isinstance(outline, list) and any(outline): kind, geometry, problem = "polygons", outline, polygon_problem(outline, shape)
-    elif outline and not isinstance(outline, (list, dict)): kind, geometry, problem = "polygons", outline, f"has segmentation {str(outline)[:40]!r}; expected polygons, or a run-length code"
+    elif isinstance(outline, list) and any(outline):
+        kind, geometry, problem = "polygons", outline, polygon_problem(outline, shape)
+    elif outline and not isinstance(outline, (list, dict)):
+        kind, geometry, problem = (
+            "polygons", outline, f"has segmentation {str(outline)[:40]!r}; expected polygons, or a run-length code")
     elif bbox in ([0, 0, 0, 0], (0, 0, 0, 0)): return None
     else: kind, geometry, problem = "box", bbox, box_problem(bbox, shape)
     category = _key(annotation.get("category_id"))
-    if not problem and class_of is not None and category not in class_of: problem = f"has category_id {category!r}; expected one of {', '.join(map(repr, class_of))}"
+    if not problem and class_of is not None and category not in class_of:
+        problem = f"has category_id {category!r}; expected one of {', '.join(map(repr, class_of))}"
     if problem: raise ValueError(problem)
     ignored = kind != "box" and crowds == "ignore" and annotation.get("iscrowd") == 1
     return kind, 255 if ignored else 1 if class_of is None else class_of[category], geometry
@@ -62,34 +67,48 @@ def read_document(
     d = read_json(path)
     if not isinstance(d, dict) or not isinstance(d.get("images"), list) or not isinstance(d.get("annotations"), list):
         found = f"keys {', '.join(map(str, d)) or 'none'}" if isinstance(d, dict) else f"a {type(d).__name__}"
-        raise UserError(f"{path}: {found}; expected a COCO document with lists \"images\" and \"annotations\", so export the annotations as COCO instances")
-    if not d["images"]: raise UserError(f"{path}: the list \"images\" is empty; expected at least one image, so export the annotations again")
-    if not isinstance(d.get("categories") or [], list): raise UserError(f"{path}: categories is a {type(d['categories']).__name__}; expected a list of objects in {{}}, so export the annotations as COCO")
+        raise UserError(f"{path}: {found}; expected a COCO document with lists \"images\" and "
+                        "\"annotations\", so export the annotations as COCO instances")
+    if not d["images"]:
+        raise UserError(
+            f"{path}: the list \"images\" is empty; expected at least one image, so export the annotations again")
+    if not isinstance(d.get("categories") or [], list):
+        raise UserError(f"{path}: categories is a {type(d['categories']).__name__}; expected a list "
+                        "of objects in {}, so export the annotations as COCO")
     for part in ("images", "annotations", "categories"):
-        if bad := [e for e in d.get(part) or [] if not isinstance(e, dict)]: raise UserError(f"{path}: {part} holds {str(bad[0])[:40]!r}; expected objects in {{}}, so export the annotations as COCO")
+        if bad := [e for e in d.get(part) or [] if not isinstance(e, dict)]:
+            raise UserError(f"{path}: {part} holds {str(bad[0])[:40]!r}; expected "
+                            "objects in {}, so export the annotations as COCO")
     for c in d.get("categories") or []:
-        if odd := [k for k in ("id", "name", "supercategory") if not isinstance(c.get(k), str | int | float | None)]: raise UserError(f"{path}: a category has the {odd[0]} {str(c[odd[0]])[:40]!r}; expected a word or a number, so export the annotations as COCO")
+        if odd := [k for k in ("id", "name", "supercategory") if not isinstance(c.get(k), str | int | float | None)]:
+            raise UserError(f"{path}: a category has the {odd[0]} {str(c[odd[0]])[:40]!r}; expected "
+                            "a word or a number, so export the annotations as COCO")
     return d
 
 def category_names(
     documents: Sequence[dict], # of all splits
 ) -> list[str]: # class 1, class 2, …
-    "Names of the categories in order of id; a parent category that only groups others (Roboflow writes one) is left out."
+    """Names of the categories in order of id; a parent category that only groups others (Roboflow writes one) is left
+    out."""
     listed = [c for d in documents for c in d.get("categories") or []]
-    used = {_name(d, category) for d in documents for category in {_key(a.get("category_id")) for a in d["annotations"]}}
+    used = {
+        _name(d, category) for d in documents for category in {_key(a.get("category_id")) for a in d["annotations"]}}
     parents = {c.get("supercategory") for c in listed if c.get("supercategory") != c.get("name")}
-    names = dict.fromkeys(str(c.get("name", c.get("id"))) for c in sorted(listed, key=lambda c: str(c.get("id")).zfill(12)))
+    names = dict.fromkeys(
+        str(c.get("name", c.get("id"))) for c in sorted(listed, key=lambda c: str(c.get("id")).zfill(12)))
     return [n for n in names if n in used or n not in parents]
 
 def _name(document: dict, category) -> str | None:
-    return next((str(c.get("name", c.get("id"))) for c in document.get("categories") or [] if c.get("id") == category), None)
+    return next(
+        (str(c.get("name", c.get("id"))) for c in document.get("categories") or [] if c.get("id") == category), None)
 
 def class_table(
     document: dict,
     names: Sequence[str], # from `category_names`
 ) -> dict: # category id -> class id from 1
     "Which class each category id of this document is; splits may number their categories differently."
-    return {_key(c.get("id")): names.index(n) + 1 for c in document.get("categories") or [] if (n := str(c.get("name", c.get("id")))) in names}
+    return {_key(c.get("id")): names.index(n) + 1
+            for c in document.get("categories") or [] if (n := str(c.get("name", c.get("id")))) in names}
 
 # %% ../../nbs/data/03_coco.ipynb #e2e14bf6
 def find_images(
@@ -108,14 +127,16 @@ def find_images(
         if len(there) > len(best): best = there
     if len(best) < len(names): raise UserError(_missing(path, names, best, folders))
     if (twice := Counter(p.as_posix() for p in best).most_common(1)[0])[1] > 1:
-        raise UserError(f"{path}: file name {Path(twice[0]).name} is listed {twice[1]} times; expected each image once, so merge the entries")
+        raise UserError(f"{path}: file name {Path(twice[0]).name} is listed {twice[1]} times; "
+                        "expected each image once, so merge the entries")
     return best
 
 def _missing(path: Path, names: list, best: list[Path], folders: Sequence[Path]) -> str:
     have = {p.name for p in best}
     lost = [n for n in names if Path(str(n)).name not in have] or names[:1]
     more = f" (and {len(lost) - 1:,} more of {len(names):,})" if len(lost) > 1 else ""
-    return f"{path}: image {lost[0]} is listed but missing{more}; looked in {', '.join(map(str, folders))}; put the images there, or remove them from the file"
+    return (f"{path}: image {lost[0]} is listed but missing{more}; looked in "
+            f"{', '.join(map(str, folders))}; put the images there, or remove them from the file")
 
 def coco_items(
     path: Path, # the annotation file, for messages
@@ -130,14 +151,18 @@ def coco_items(
     "The images of one COCO file; raises `UserError`."
     entries, tally = document["images"], Counter()
     ids = [_key(e.get("id")) for e in entries]
-    if (twice := Counter(ids).most_common(1)[0])[1] > 1: raise UserError(f"{path}: {twice[1]} images have the id {twice[0]}; ids must differ, so number the images afresh")
+    if (twice := Counter(ids).most_common(1)[0])[1] > 1:
+        raise UserError(
+            f"{path}: {twice[1]} images have the id {twice[0]}; ids must differ, so number the images afresh")
     paths = find_images(path, entries, folders)
     headers = [read_header(p) for p in progress(paths, desc=f"headers of {path.name}")]
     shapes = {i: _agreed(path, e, h.shape, TURNED in h.remarks) for i, e, h in zip(ids, entries, headers)}
     marks = _marks_by_image(path, document, shapes, class_of, crowds, on_invalid, tally)
-    items = [Item(_id(e), h.shape, partial(read_pixels, p), partial(draw_marks, tuple(marks[i]), h.shape, boxes), _group(path, e, group_field))
+    items = [Item(_id(e), h.shape, partial(read_pixels, p), partial(draw_marks, tuple(marks[i]), h.shape, boxes),
+                  _group(path, e, group_field))
              for i, e, h, p in zip(ids, entries, headers, paths)]
-    tally.update(images=len(items), turned=sum(TURNED in h.remarks for h in headers), empty=sum(not marks[i] for i in ids))
+    tally.update(
+        images=len(items), turned=sum(TURNED in h.remarks for h in headers), empty=sum(not marks[i] for i in ids))
     return items, max(h.channels for h in headers), tally
 
 def _id(entry: dict) -> str: return Path(entry["file_name"].replace("\\", "/")).as_posix()
@@ -146,19 +171,23 @@ def _agreed(path: Path, entry: dict, shape: tuple[int, int], turned: bool) -> tu
     "(H, W), which the document and the file's header must agree on."
     said = entry.get("height", shape[0]), entry.get("width", shape[1])
     if said == shape: return shape
-    if turned and said == shape[::-1]: raise UserError(
-        f"{path}: {entry['file_name']} {TURNED}, to {shape[0]} × {shape[1]} px (height × width), but has {said[0]} × {said[1]} in the document; "
-        "expected annotations of the image as it is shown, so annotate the turned image, or remove the tag from the file if they were drawn on "
-        "its pixels as stored (exiftool -Orientation= FILE)")
-    raise UserError(f"{path}: {entry['file_name']} has {said[0]} × {said[1]} px (height × width) in the document but {shape[0]} × {shape[1]} in its file; "
-                    "the annotations would land beside their objects, so annotate the images in this size, or scale the boxes")
+    if turned and said == shape[::-1]:
+        raise UserError(f"{path}: {entry['file_name']} {TURNED}, to {shape[0]} × {shape[1]} px (height × width), "
+                        f"but has {said[0]} × {said[1]} in the document; expected annotations of the image as it is "
+                        "shown, so annotate the turned image, or remove the tag from the file if they were drawn "
+                        "on its pixels as stored (exiftool -Orientation= FILE)")
+    raise UserError(f"{path}: {entry['file_name']} has {said[0]} × {said[1]} px (height × width) in the "
+                    f"document but {shape[0]} × {shape[1]} in its file; the annotations would land beside their "
+                    "objects, so annotate the images in this size, or scale the boxes")
 
 def _group(path: Path, entry: dict, field: str | None) -> str:
     if field is None: return ""
     if field in entry: return str(entry[field])
-    raise UserError(f"{path}: {entry['file_name']} has no field {field!r} to group by; its fields are {', '.join(entry)}; pass one of these, a CSV file, or group_regex")
+    raise UserError(f"{path}: {entry['file_name']} has no field {field!r} to group by; its fields are "
+                    f"{', '.join(entry)}; pass one of these, a CSV file, or group_regex")
 
-def _marks_by_image(path: Path, document: dict, shapes: dict, class_of: dict | None, crowds: str, on_invalid: str, tally: Counter) -> dict[Any, list]:
+def _marks_by_image(path: Path, document: dict, shapes: dict, class_of: dict | None, crowds: str, on_invalid: str,
+                    tally: Counter) -> dict[Any, list]:
     marks: dict[Any, list] = {i: [] for i in shapes}
     for a in progress(document["annotations"], desc=f"annotations of {path.name}"):
         image = _key(a.get("image_id"))
@@ -166,7 +195,9 @@ def _marks_by_image(path: Path, document: dict, shapes: dict, class_of: dict | N
             if image not in shapes: raise ValueError(f"has image_id {image!r}; expected the id of a listed image")
             mark = read_mark(a, shapes[image], class_of, crowds)
         except ValueError as e:
-            if on_invalid != "skip": raise UserError(f'{path}: annotation {a.get("id")} {e}. Fix the file, or pass on_invalid="skip" to leave such annotations out (they will be counted).') from None
+            if on_invalid != "skip":
+                raise UserError(f'{path}: annotation {a.get("id")} {e}. Fix the file, or pass '
+                                'on_invalid="skip" to leave such annotations out (they will be counted).') from None
             tally["invalid"] += 1
             continue
         tally.update(_kinds(a, mark, shapes[image]))
@@ -188,8 +219,14 @@ def tally_note(
     boxes: str, # how boxes were drawn
 ) -> str:
     "What was found in a COCO file and how it was read, in one line."
-    drawn = {"box": "boxes drawn as ellipses" if boxes == "ellipse" else "boxes drawn filled", "polygons": "objects drawn from polygons", "rle": "objects from run-length codes"}
-    handled = {"clipped": "boxes clipped at the border", "dummy": "dummy boxes [0, 0, 0, 0] left out", "crowd boxes": "boxes with iscrowd: 1 read as objects",
-               "ignored": "regions with iscrowd: 1 to be ignored (crowds=\"object\" if they are objects)", "invalid": "unusable annotations left out", "empty": "images without objects", "turned": "images turned as their orientation tag (EXIF) says"}
+    drawn = {"box": "boxes drawn as ellipses" if boxes == "ellipse" else "boxes drawn filled",
+             "polygons": "objects drawn from polygons", "rle": "objects from run-length codes"}
+    handled = {"clipped": "boxes clipped at the border", "dummy": "dummy boxes [0, 0, 0, 0] left out",
+               "crowd boxes": "boxes with iscrowd: 1 read as objects",
+               "ignored": "regions with iscrowd: 1 to be ignored (crowds=\"object\" if they are objects)",
+               "invalid": "unusable annotations left out", "empty": "images without objects",
+               "turned": "images turned as their orientation tag (EXIF) says"}
     first = [f"{tally['images']:,} images", *(f"{tally[k]:,} {text}" for k, text in drawn.items() if tally[k])]
-    return "; ".join([f"{split}: {', '.join(first)}"] + ([", ".join(rest)] if (rest := [f"{tally[k]:,} {text}" for k, text in handled.items() if tally[k]]) else []))
+    return "; ".join(
+        [f"{split}: {', '.join(first)}"]
+        + ([", ".join(rest)] if (rest := [f"{tally[k]:,} {text}" for k, text in handled.items() if tally[k]]) else []))

@@ -26,9 +26,9 @@ def _only(folder: Path) -> Path | None:
         found = sorted(folder.glob(pattern))
         if len(found) == 1: return found[0]
         if found:
-            raise UserError(f"{folder}: {len(found)} annotation files ({', '.join(f.name for f in found[:3])}); expected "
-                            "one a split, so pass the one you mean, or name them instances_train.json, "
-                            "instances_val.json")
+            raise UserError(
+                f"{folder}: {len(found)} annotation files ({', '.join(f.name for f in found[:3])}); expected one a "
+                "split, so pass the one you mean, or name them instances_train.json, instances_val.json")
     return None
 
 def _beside(file: Path) -> tuple[Path, ...]:

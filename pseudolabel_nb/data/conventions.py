@@ -33,17 +33,24 @@ def decide(
         if n >= len(first) and set().union(*seen.values()) - {0}: break
         if str(path) not in seen: seen[str(path)] = _values(path)
     name = common_convention(seen)
-    if not name: raise UserError(f"{first[0]} and {len(first) - 1} other masks hold the values {_some(set().union(*seen.values()))}; expected 0 and 1, 0 and 255, or 0, 1 and 255 (ignore); "
-                                 f"pass mask_values as one of {', '.join(CONVENTIONS)} (nonzero, if each object has a number of its own), or multiclass=True for class ids")
+    if not name:
+        raise UserError(f"{first[0]} and {len(first) - 1} other masks hold the values "
+                        f"{_some(set().union(*seen.values()))}; expected 0 and 1, 0 and 255, or 0, 1 and 255 "
+                        f"(ignore); pass mask_values as one of {', '.join(CONVENTIONS)} (nonzero, if each "
+                        "object has a number of its own), or multiclass=True for class ids")
     jpg = sum(map(_is_jpg, masks))
     text = f"{name} read as background/foreground{'/ignore' * (name == '0/1/255')}"
-    return name, 2, f"masks: {text if jpg < len(masks) else 'JPG, foreground is > 127'}" + (f"; {jpg:,} JPG masks by > 127" if 0 < jpg < len(masks) else "")
+    return name, 2, f"masks: {text if jpg < len(masks) else 'JPG, foreground is > 127'}" + (
+        f"; {jpg:,} JPG masks by > 127" if 0 < jpg < len(masks) else "")
 
 # %% ../../nbs/data/02c_conventions.ipynb #72a46abb
 def _decide_classes(masks: Sequence[Path]) -> tuple[str, int, str]:
-    if jpg := [m for m in masks if _is_jpg(m)]: raise UserError(f"{jpg[0]}: class ids in a JPG; compression changes them, so save masks as PNG")
+    if jpg := [m for m in masks if _is_jpg(m)]:
+        raise UserError(f"{jpg[0]}: class ids in a JPG; compression changes them, so save masks as PNG")
     seen = set().union(*(_values(m, classes=True) for m in progress(masks, desc="classes in masks"))) - {255, -1}
-    if not all(float(v).is_integer() and 0 <= v < 255 for v in seen): raise UserError(f"{masks[0].parent}: masks hold the values {_some(seen)}; expected class ids 0 to 254, and 255 to ignore; save the masks so")
+    if not all(float(v).is_integer() and 0 <= v < 255 for v in seen):
+        raise UserError(f"{masks[0].parent}: masks hold the values {_some(seen)}; expected class "
+                        "ids 0 to 254, and 255 to ignore; save the masks so")
     n = max(2, int(max(seen, default=0)) + 1)
     return "classes", n, f"masks: values read as {n} classes, 255 = ignore"
 
@@ -54,7 +61,9 @@ def _values(path: Path, classes: bool = False) -> set:
     pages = (mask_numbers(path, k, classes) for k in range(read_header(path, stack=True).images))
     if not _is_jpg(path): return set().union(*(np.unique(page).tolist() for page in pages))
     raw = next(pages)
-    if 0 < raw.max() <= 127: raise UserError(f"{path}: JPG mask whose brightest value is {raw.max()}; expected 0 and 255, so save masks as PNG, or pass mask_values=\"threshold\"")
+    if 0 < raw.max() <= 127:
+        raise UserError(f"{path}: JPG mask whose brightest value is {raw.max()}; expected 0 and "
+                        "255, so save masks as PNG, or pass mask_values=\"threshold\"")
     return {0, 255} if raw.max() > 127 else {0}
 
 def _some(values: set) -> str:
@@ -65,4 +74,5 @@ def _some(values: set) -> str:
 def read_mask(path: Path, convention: str, n_classes: int, image: int = 0) -> np.ndarray: # uint8 (H, W)
     "One mask file, or one image of a stack of masks, as target."
     raw = mask_numbers(path, image, convention == "classes")
-    return apply_convention(raw, "threshold" if _is_jpg(path) and convention != "nonzero" else convention, str(path), n_classes)
+    return apply_convention(
+        raw, "threshold" if _is_jpg(path) and convention != "nonzero" else convention, str(path), n_classes)

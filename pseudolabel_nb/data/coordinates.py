@@ -31,8 +31,11 @@ class Picks:
         n = len(self.centers)
         for name, shape in (("centers", (n, 2)), ("sizes", (n,)), ("scores", (n,))):
             given = getattr(self, name)
-            array = np.full(n, np.nan) if given is None else np.asarray(given, np.float64).reshape(shape if n == 0 else np.shape(given))
-            if array.shape != shape: raise UserError(f"{self.image or 'picks'}: {name} of shape {array.shape}; expected {shape}, so give one a particle")
+            array = np.full(n, np.nan) if given is None else np.asarray(given, np.float64).reshape(
+                shape if n == 0 else np.shape(given))
+            if array.shape != shape:
+                raise UserError(
+                    f"{self.image or 'picks'}: {name} of shape {array.shape}; expected {shape}, so give one a particle")
             object.__setattr__(self, name, array)
 
     def __len__(self) -> int: return len(self.centers)
@@ -43,19 +46,25 @@ class Picks:
 
     def __repr__(self) -> str:
         diameter = "" if not np.isfinite(self.sizes).any() else f", {np.nanmedian(self.sizes):g} px"
-        return f"Picks({self.image or 'unnamed'}: {len(self)} particles{diameter}{', scored' * bool(np.isfinite(self.scores).any())}{'' if self.size is None else f', on {self.size[0]} × {self.size[1]} px'})"
+        return (f"Picks({self.image or 'unnamed'}: {len(self)} "
+                f"particles{diameter}{', scored' * bool(np.isfinite(self.scores).any())}"
+                f"{'' if self.size is None else f', on {self.size[0]} × {self.size[1]} px'})")
 
     def scaled(self,
         factor: float, # > 1 enlarges
         size: tuple[int, int] | None = None, # (H, W) of the new image, px; the old one's, scaled, if None
     ) -> "Picks":
-        "The same particles on the image enlarged or reduced; pixel edges stay where they are, so centers move by half a pixel."
+        """The same particles on the image enlarged or reduced; pixel edges stay where they are, so centers move by half
+        a pixel."""
         new = size or (self.size and tuple(round(s * factor) for s in self.size))
         return replace(self, centers=(self.centers + 0.5) * factor - 0.5, sizes=self.sizes * factor, size=new)
 
     def flipped(self) -> "Picks":
-        "The picks with y counted from the other edge: row y becomes row H - 1 - y; raises `UserError` if the image's size is unknown."
-        if self.size is None: raise UserError(f"{self.image or 'picks'}: cannot be flipped, its image's size is unknown; expected size=(height, width), so read the picks together with their images")
+        """The picks with y counted from the other edge: row y becomes row H - 1 - y; raises `UserError` if the image's
+        size is unknown."""
+        if self.size is None:
+            raise UserError(f"{self.image or 'picks'}: cannot be flipped, its image's size is unknown; expected "
+                            "size=(height, width), so read the picks together with their images")
         return replace(self, centers=np.stack([self.centers[:, 0], self.size[0] - 1 - self.centers[:, 1]], 1))
 
     def with_diameter(self,
@@ -65,7 +74,9 @@ class Picks:
         return replace(self, sizes=np.full(len(self), float(diameter)))
 
 # %% ../../nbs/data/11_coordinates.ipynb #e9f9d04b
-_ENDINGS = re.compile(r"(\.(mrcs?|tiff?|eer|jpe?g|png|star|c?box|tsv|txt|csv|cs|hdf|h5|npy)|_(autopick|manualpick|topazpick|picks|particles|coords|patch_aligned|doseweighted|noDW|DW))$", re.I)
+_ENDINGS = re.compile(r"(\.(mrcs?|tiff?|eer|jpe?g|png|star|c?box|tsv|txt|csv|cs|hdf|h5|npy)|_(autopick|"
+                      r"manualpick|topazpick|picks|particles|coords|patch_aligned|doseweighted|noDW|DW))$",
+                      re.I)
 _NUMBER = re.compile(r"^\d{16,}_") # cryoSPARC's; a date has eight digits
 
 def image_key(
@@ -84,14 +95,18 @@ def match_names(
     "Which image each name means; raises `UserError` where two names or two images are the same, or none fits."
     known = _unique(images, "images")
     found = {n: known.get(image_key(n)) for n in _unique(names, source).values()}
-    if not any(found.values()): raise UserError(f"{source}: names no image that is there: found {_few(found)}; expected names such as {_few(images)}, so check that picks and images belong together")
+    if not any(found.values()):
+        raise UserError(f"{source}: names no image that is there: found {_few(found)}; expected names such "
+                        f"as {_few(images)}, so check that picks and images belong together")
     return {n: i for n, i in found.items() if i is not None}
 
 def _unique(names: Iterable[str], source: str | Path) -> dict[str, str]:
     "Names by their key; raises `UserError` where two have one."
     known: dict[str, str] = {}
     for n in names:
-        if known.setdefault(image_key(n), n) != n: raise UserError(f"{source}: {known[image_key(n)]} and {n} both match the name {image_key(n)}; expected one for each image, so rename or remove one")
+        if known.setdefault(image_key(n), n) != n:
+            raise UserError(f"{source}: {known[image_key(n)]} and {n} both match the name "
+                            f"{image_key(n)}; expected one for each image, so rename or remove one")
     return known
 
 def _few(names: Iterable[str]) -> str:
@@ -110,24 +125,31 @@ def star_tables(
         words = _words(line)
         if not words: continue
         if words[0].lower().startswith("data_"): table, loop = tables.setdefault(words[0][5:], {}), False
-        elif table is None: raise UserError(f"{source}: line {number} is {line.strip()[:40]!r}; expected a line data_ first, so this is no STAR file: export it again")
+        elif table is None:
+            raise UserError(f"{source}: line {number} is {line.strip()[:40]!r}; expected a line "
+                            "data_ first, so this is no STAR file: export it again")
         elif words[0].lower() == "loop_": loop = True
         elif words[0].startswith("_"): table[words[0]] = [] if loop else words[1:2]
         else: _add_row(table, words, f"{source}: line {number}")
     for name, table in tables.items():
-        if len({*map(len, table.values())}) > 1: raise UserError(f"{source}: data_{name}: {next(c for c, values in table.items() if not values)} has no value; expected one for each, so the file is cut off or damaged: export it again")
+        if len({*map(len, table.values())}) > 1:
+            raise UserError(f"{source}: data_{name}: {next(c for c, values in table.items() if not values)} has no "
+                            "value; expected one for each, so the file is cut off or damaged: export it again")
     return tables
 
 _WORD = re.compile(r"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
 
 def _words(line: str) -> list[str]:
     "The words of a line, quoted ones whole, without a comment; an apostrophe within a word is none of it."
-    if "'" not in line and '"' not in line: return line.partition(" #")[0].split() if not line.lstrip().startswith("#") else []
+    if "'" not in line and '"' not in line:
+        return line.partition(" #")[0].split() if not line.lstrip().startswith("#") else []
     found = _WORD.finditer(line)
     return [m[m.lastindex] for m in takewhile(lambda m: not m[0].startswith("#"), found)]
 
 def _add_row(table: dict[str, list[str]], words: list[str], where: str) -> None:
-    if len(words) != len(table): raise UserError(f"{where} has {len(words)} values; expected {len(table)}, one a column, so the file is cut off or damaged: export it again")
+    if len(words) != len(table):
+        raise UserError(f"{where} has {len(words)} values; expected {len(table)}, one a "
+                        "column, so the file is cut off or damaged: export it again")
     for column, word in zip(table.values(), words): column.append(word)
 
 # %% ../../nbs/data/11_coordinates.ipynb #1d958605
@@ -146,15 +168,21 @@ def register_reader(
 def _numbers(values: Sequence, column: str, source: Path) -> np.ndarray: # float64
     "Words as finite numbers; raises `UserError` for one that is none."
     try: found = np.array(values, np.float64)
-    except ValueError: raise UserError(f"{source}: {column} holds {next(str(v) for v in np.ravel(values) if not _is_number(v))!r}; expected numbers, so mend or export the file again") from None
-    if not np.isfinite(found).all(): raise UserError(f"{source}: {column} of row {np.argmin(np.isfinite(found)) + 1} is {found[~np.isfinite(found)][0]}; expected finite numbers, so remove that row")
+    except ValueError:
+        raise UserError(
+            f"{source}: {column} holds {next(str(v) for v in np.ravel(values) if not _is_number(v))!r}; "
+            "expected numbers, so mend or export the file again") from None
+    if not np.isfinite(found).all():
+        raise UserError(f"{source}: {column} of row {np.argmin(np.isfinite(found)) + 1} is "
+                        f"{found[~np.isfinite(found)][0]}; expected finite numbers, so remove that row")
     return found
 
 def _is_number(word) -> bool:
     try: return bool(float(word) or True)
     except ValueError: return False
 
-def _by_image(names: Sequence[str], centers: np.ndarray, sizes: np.ndarray | None = None, scores: np.ndarray | None = None) -> dict[str, Picks]:
+def _by_image(names: Sequence[str], centers: np.ndarray, sizes: np.ndarray | None = None,
+              scores: np.ndarray | None = None) -> dict[str, Picks]:
     "Rows sorted to the images that they name."
     every = Picks(centers, sizes, scores)
     listed, of, many = np.unique(np.asarray(names, str), return_inverse=True, return_counts=True)
@@ -172,19 +200,27 @@ def read_star(path: Path) -> dict[str, Picks]:
     "RELION's coordinates, old and new; raises `UserError` where no table has them."
     tables = star_tables(_text(path), path)
     table = next((t for t in tables.values() if "_rlnCoordinateX" in t and "_rlnCoordinateY" in t), None)
-    if table is None: raise UserError(f"{path}: no column _rlnCoordinateX and _rlnCoordinateY; found {_few(c for t in tables.values() for c in t)}; expected a STAR file of particles or picks" + _index_hint(tables))
+    if table is None:
+        raise UserError(f"{path}: no column _rlnCoordinateX and _rlnCoordinateY; found "
+                        f"{_few(c for t in tables.values() for c in t)}; expected a STAR file of particles or picks"
+                        + _index_hint(tables))
     centers = np.stack([_numbers(table[f"_rlnCoordinate{c}"], f"_rlnCoordinate{c}", path) for c in "XY"], 1)
     merit = _column(table, "_rlnAutopickFigureOfMerit")
     names = _column(table, "_rlnMicrographName") or [path.name] * len(centers)
-    return _by_image(names, centers, None, None if merit is None else _numbers(merit, "_rlnAutopickFigureOfMerit", path)) or {path.name: Picks([], image=path.name)}
+    return (
+        _by_image(names, centers, None, None if merit is None else _numbers(merit, "_rlnAutopickFigureOfMerit", path))
+        or {path.name: Picks([], image=path.name)})
 
 def _index_hint(tables: dict) -> str:
     listed = any("_rlnMicrographCoordinates" in t for t in tables.values())
-    return "; this one only lists such files, so pass the folder that holds them" if listed else ", so export the coordinates"
+    return ("; this one only lists such files, so pass the folder that holds them" if listed
+            else ", so export the coordinates")
 
 def _text(path: Path) -> str:
     try: return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError: raise UserError(f"{path}: not a text file; expected coordinates as {path.suffix} text, so export them again") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: not a text file; expected coordinates as {path.suffix} text, so export them again") from None
 
 # %% ../../nbs/data/11_coordinates.ipynb #c23f6d52
 @register_reader(".box")
@@ -192,13 +228,17 @@ def read_box(path: Path) -> dict[str, Picks]:
     "EMAN's boxes: x, y of the corner, width, height, and a score if there is a fifth column."
     rows = [line.split() for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     if bad := [k for k, r in enumerate(rows, 1) if len(r) < 4 or len(r) != len(rows[0])]:
-        raise UserError(f"{path}: row {bad[0]} has {len(rows[bad[0] - 1])} values; expected x, y, width, height in every row (and a score in all or none), so the file is damaged: export it again")
+        raise UserError(f"{path}: row {bad[0]} has {len(rows[bad[0] - 1])} values; expected x, y, width, height in "
+                        "every row (and a score in all or none), so the file is damaged: export it again")
     values = _numbers(rows, "a row", path) if rows else np.zeros((0, 4))
     return {path.name: _from_corners(values[:, :4], values[:, 4] if values.shape[1] > 4 else None, path)}
 
 def _from_corners(boxes: np.ndarray, scores: np.ndarray | None, path: Path, sizes: np.ndarray | None = None) -> Picks:
     "Picks of (x, y, width, height); raises `UserError` for a box without size."
-    if (boxes[:, 2:] <= 0).any(): raise UserError(f"{path}: row {np.argmax((boxes[:, 2:] <= 0).any(1)) + 1} is a box of {' × '.join(f'{v:g}' for v in boxes[(boxes[:, 2:] <= 0).any(1)][0, 2:])} px; expected width and height > 0, so mend that row")
+    if (boxes[:, 2:] <= 0).any():
+        raise UserError(f"{path}: row {np.argmax((boxes[:, 2:] <= 0).any(1)) + 1} is a box of "
+                        f"{' × '.join(f'{v:g}' for v in boxes[(boxes[:, 2:] <= 0).any(1)][0, 2:])} "
+                        "px; expected width and height > 0, so mend that row")
     return Picks(boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:].mean(1) if sizes is None else sizes, scores, path.name)
 
 @register_reader(".cbox")
@@ -207,11 +247,15 @@ def read_cbox(path: Path) -> dict[str, Picks]:
     text = _text(path)
     if not re.search(r"^data_", text, re.M): return read_box(path)
     table = next((t for t in star_tables(text, path).values() if "_CoordinateX" in t), None)
-    if table is None or not {"_CoordinateY", "_Width", "_Height"} <= set(table): raise UserError(f"{path}: no columns _CoordinateX, _CoordinateY, _Width, _Height; expected a CBOX file of crYOLO, so export it again")
+    if table is None or not {"_CoordinateY", "_Width", "_Height"} <= set(table):
+        raise UserError(f"{path}: no columns _CoordinateX, _CoordinateY, _Width, _Height; "
+                        "expected a CBOX file of crYOLO, so export it again")
     column = lambda name: _numbers(table[name], name, path)
     boxes = np.stack([column(n) for n in ("_CoordinateX", "_CoordinateY", "_Width", "_Height")], 1)
-    estimated = np.mean([_optional(table[n]) for n in ("_EstWidth", "_EstHeight") if n in table] or [boxes[:, 2:].mean(1)], 0)
-    return {path.name: _from_corners(boxes, _optional(table["_Confidence"]) if "_Confidence" in table else None, path, np.where(estimated > 0, estimated, boxes[:, 2:].mean(1)))}
+    estimated = np.mean(
+        [_optional(table[n]) for n in ("_EstWidth", "_EstHeight") if n in table] or [boxes[:, 2:].mean(1)], 0)
+    return {path.name: _from_corners(boxes, _optional(table["_Confidence"]) if "_Confidence" in table else None, path,
+                                     np.where(estimated > 0, estimated, boxes[:, 2:].mean(1)))}
 
 def _optional(words: Sequence[str]) -> np.ndarray: # float64
     "Numbers; nan for `<NA>` and other words."
@@ -223,15 +267,25 @@ def read_table(path: Path) -> dict[str, Picks]:
     "A table with a first line of column names: Topaz, CryoPPP, or your own."
     lines = _text(path).splitlines()
     try: rows = list(csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ","))
-    except csv.Error as e: raise UserError(f"{path}: is no table ({e}); expected values between tabs or commas, so look for a quote that is never closed") from None
+    except csv.Error as e:
+        raise UserError(f"{path}: is no table ({e}); expected values between tabs or "
+                        "commas, so look for a quote that is never closed") from None
     head, rows = [h.strip() for h in rows[0]] if rows else [], [r for r in rows[1:] if any(w.strip() for w in r)]
-    if bad := [k for k, r in enumerate(rows, 2) if len(r) != len(head)]: raise UserError(f"{path}: line {bad[0]} has {len(rows[bad[0] - 2])} values; expected {len(head)}, one a column, so the file is cut off or damaged: export it again")
+    if bad := [k for k, r in enumerate(rows, 2) if len(r) != len(head)]:
+        raise UserError(f"{path}: line {bad[0]} has {len(rows[bad[0] - 2])} values; expected {len(head)}, one a "
+                        "column, so the file is cut off or damaged: export it again")
     table = {h: [r[k] for r in rows] for k, h in enumerate(head)}
-    x, y = _column(table, "x_coord", "x-coordinate", "x", "center_x", "center_x"), _column(table, "y_coord", "y-coordinate", "y", "center_y", "center_y")
-    if x is None or y is None: raise UserError(f"{path}: columns {_few(head)}; expected x_coord and y_coord (Topaz), X-Coordinate and Y-Coordinate (CryoPPP), or x and y, so name them so in the first line")
-    sizes, scores = (None if (c := _column(table, *names)) is None else _optional(c) for names in (("diameter", "diameter_px", "size"), ("score", "confidence")))
+    x, y = _column(table, "x_coord", "x-coordinate", "x", "center_x", "center_x"), _column(
+        table, "y_coord", "y-coordinate", "y", "center_y", "center_y")
+    if x is None or y is None:
+        raise UserError(f"{path}: columns {_few(head)}; expected x_coord and y_coord (Topaz), X-Coordinate and "
+                        "Y-Coordinate (CryoPPP), or x and y, so name them so in the first line")
+    sizes, scores = (
+        None if (c := _column(table, *names)) is None else _optional(c)
+        for names in (("diameter", "diameter_px", "size"), ("score", "confidence")))
     names = _column(table, "image_name", "micrograph", "micrograph_name", "image") or [path.name] * len(rows)
-    return _by_image(names, np.stack([_numbers(x, "x", path), _numbers(y, "y", path)], 1), sizes, scores) or {path.name: Picks([], image=path.name)}
+    return _by_image(names, np.stack([_numbers(x, "x", path), _numbers(y, "y", path)], 1), sizes, scores) or {
+        path.name: Picks([], image=path.name)}
 
 # %% ../../nbs/data/11_coordinates.ipynb #a7157d42
 @register_reader(".cs")
@@ -239,24 +293,37 @@ def read_cs(path: Path) -> dict[str, Picks]:
     "cryoSPARC's picks: fractions of the micrograph's width and height, made pixels."
     table = _structured(path)
     need = ("location/micrograph_path", "location/micrograph_shape", "location/center_x_frac", "location/center_y_frac")
-    if lost := [n for n in need if n not in (table.dtype.names or ())]: raise UserError(f"{path}: no field {lost[0]}; found {_few(table.dtype.names or ())}; expected {', '.join(need)}, so export the particles with their locations")
+    if lost := [n for n in need if n not in (table.dtype.names or ())]:
+        raise UserError(f"{path}: no field {lost[0]}; found {_few(table.dtype.names or ())}; expected "
+                        f"{', '.join(need)}, so export the particles with their locations")
     for name, form in zip(need[1:], ((2,), (), ())):
-        if (field := table.dtype[name]).base.kind not in "uif" or field.shape != form: raise UserError(f"{path}: {name} is of type {field}; expected {'two numbers' if form else 'a number'} a particle, so export the particles from cryoSPARC again")
+        if (field := table.dtype[name]).base.kind not in "uif" or field.shape != form:
+            raise UserError(f"{path}: {name} is of type {field}; expected {'two numbers' if form else 'a number'} a "
+                            "particle, so export the particles from cryoSPARC again")
     shape = table[need[1]].astype(np.float64)
-    if not (shape > 0).all(): raise UserError(f"{path}: location/micrograph_shape holds {shape[~(shape > 0)][0]:g}; expected the micrograph's height and width, so export the particles from cryoSPARC again")
+    if not (shape > 0).all():
+        raise UserError(f"{path}: location/micrograph_shape holds {shape[~(shape > 0)][0]:g}; expected the "
+                        "micrograph's height and width, so export the particles from cryoSPARC again")
     centers = np.stack([table[n].astype(np.float64) for n in need[2:]], 1) * shape[:, ::-1]
     names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in table[need[0]]]
     score = next((table[n] for n in ("pick_stats/ncc_score", "pick_stats/topaz_score") if n in table.dtype.names), None)
     sizes = {n: tuple(int(v) for v in s) for n, s in zip(names, shape)}
-    return {n: replace(p, size=sizes[n]) for n, p in _by_image(names, _numbers(centers, "location", path), None, score).items()}
+    return {n: replace(p, size=sizes[n])
+            for n, p in _by_image(names, _numbers(centers, "location", path), None, score).items()}
 
 def _structured(path: Path) -> np.ndarray:
     "The array of a .cs file; raises `UserError` for pickled objects and anything else that is no array."
-    if path.read_bytes()[:6] == b"\x94CSDAT": raise UserError(f"{path}: cryoSPARC's compressed form; expected the NumPy form, so export it as such (cryosparc-tools: Dataset.save(path, format=1))")
+    if path.read_bytes()[:6] == b"\x94CSDAT":
+        raise UserError(f"{path}: cryoSPARC's compressed form; expected the NumPy form, so export "
+                        "it as such (cryosparc-tools: Dataset.save(path, format=1))")
     try: table = np.load(path, allow_pickle=False)
     except Exception as e: # ValueError for objects and pickles, EOFError, OSError
-        raise UserError(f"{path}: cannot be read as an array of records ({' '.join(str(e).split())[:80]}); pickles are never loaded; expected a .cs file as cryoSPARC exports it, so export it again") from None
-    if getattr(table, "ndim", 0) != 1: raise UserError(f"{path}: an array of shape {getattr(table, 'shape', None)}; expected one record a particle, so export the particles from cryoSPARC")
+        raise UserError(
+            f"{path}: cannot be read as an array of records ({' '.join(str(e).split())[:80]}); pickles are "
+            "never loaded; expected a .cs file as cryoSPARC exports it, so export it again") from None
+    if getattr(table, "ndim", 0) != 1:
+        raise UserError(f"{path}: an array of shape {getattr(table, 'shape', None)}; expected one "
+                        "record a particle, so export the particles from cryoSPARC")
     return table
 
 # %% ../../nbs/data/11_coordinates.ipynb #2d8709f5
@@ -266,31 +333,45 @@ def read_coordinates(
     *,
     format: str | None = None, # "star", "box", "cbox", "tsv", "csv", "cs"; by the ending if None
     diameter: float | None = None, # px of the file's coordinates; for all particles, whatever the file says
-    scale: float = 1.0, # multiplies coordinates and sizes: the factor by which Topaz reduced its micrographs (by cutting their spectrum, so that pixel j was pixel j · scale)
+    # multiplies coordinates and sizes: the factor by which Topaz reduced its micrographs (by cutting their spectrum, so
+    # that pixel j was pixel j · scale)
+    scale: float = 1.0,
     outside: str = "raise", # picks whose center is not on the image: or "skip"
 ) -> dict[str, Picks]: # by image
-    "Picks of each image that the file or folder names; raises `UserError` for what cannot be read, or belongs to no image."
+    """Picks of each image that the file or folder names; raises `UserError` for what cannot be read, or belongs to no
+    image."""
     path = Path(path)
     if outside not in ("raise", "skip"): raise UserError(f"unknown outside {outside!r}; expected one of: raise, skip")
     found: dict[str, Picks] = {}
     for f in coordinate_files(path, format):
-        for name, picks in lookup(readers, f".{format}" if format else f.suffix.lower(), "format of coordinates")(f).items():
-            if name in found: raise UserError(f"{f}: names {name}, which another file in {path} names too; expected each image once, so remove one")
+        for name, picks in lookup(readers, f".{format}" if format else f.suffix.lower(),
+                                  "format of coordinates")(f).items():
+            if name in found:
+                raise UserError(f"{f}: names {name}, which another file in {path} names "
+                                "too; expected each image once, so remove one")
             found[name] = picks if diameter is None else picks.with_diameter(diameter)
     if scale != 1: found = {n: _multiplied(p, scale) for n, p in found.items()}
     if images is None: return {n: replace(found[n], image=n) for n in _unique(found, path).values()}
-    ids, sizes = (images, {}) if not hasattr(images, "shape") else (images.ids, {id: images.shape(k) for k, id in enumerate(images.ids)})
-    return {id: check_inside(replace(_on(found[n], sizes.get(id), path), image=id), path, outside) for n, id in match_names(found, ids, path).items()}
+    ids, sizes = (images, {}) if not hasattr(images, "shape") else (
+        images.ids, {id: images.shape(k) for k, id in enumerate(images.ids)})
+    return {id: check_inside(replace(_on(found[n], sizes.get(id), path), image=id), path, outside)
+            for n, id in match_names(found, ids, path).items()}
 
 def _multiplied(picks: Picks, scale: float) -> Picks:
     "Coordinates times `scale`: the first pixel stays the first, as where a spectrum was cut."
-    return replace(picks, centers=picks.centers * scale, sizes=picks.sizes * scale, size=picks.size and tuple(round(s * scale) for s in picks.size))
+    return replace(picks, centers=picks.centers * scale, sizes=picks.sizes * scale,
+                   size=picks.size and tuple(round(s * scale) for s in picks.size))
 
 def _on(picks: Picks, size: tuple[int, int] | None, source: Path) -> Picks:
-    "The picks on the image that is there; where the file says how large its own was, fractions of it are kept. Raises `UserError` where the two differ in shape."
+    """The picks on the image that is there; where the file says how large its own was, fractions of it are kept.
+
+    Raises `UserError` where the two differ in shape."""
     if size is None or picks.size is None: return picks if size is None else replace(picks, size=size)
     down, across = (new / old for new, old in zip(size, picks.size))
-    if abs(down / across - 1) > 0.02: raise UserError(f"{source}: {picks.image} was {picks.size[0]} × {picks.size[1]} px (height × width) when it was picked, and is {size[0]} × {size[1]} px now; expected the same shape, so give the micrographs that were picked")
+    if abs(down / across - 1) > 0.02:
+        raise UserError(
+            f"{source}: {picks.image} was {picks.size[0]} × {picks.size[1]} px (height × width) when it was picked, "
+            f"and is {size[0]} × {size[1]} px now; expected the same shape, so give the micrographs that were picked")
     return replace(picks, centers=picks.centers * (across, down), size=size)
 
 def coordinate_files(
@@ -299,12 +380,17 @@ def coordinate_files(
 ) -> list[Path]:
     "The files of coordinates at `path`, of one format; raises `UserError` if there are none, or of several formats."
     if path.is_file(): return [path]
-    if not path.is_dir(): raise UserError(f"{path}: no such file or folder; expected coordinates there, so check the path")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; expected coordinates there, so check the path")
     known = {f".{format}"} if format else set(readers)
-    files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in known and p.is_file() and not p.name.startswith(".")]
-    if not files: raise UserError(f"{path}: no file of coordinates; expected {', '.join(sorted(known))}, so check the folder")
+    files = [
+        p for p in sorted(path.iterdir()) if p.suffix.lower() in known and p.is_file() and not p.name.startswith(".")]
+    if not files:
+        raise UserError(f"{path}: no file of coordinates; expected {', '.join(sorted(known))}, so check the folder")
     kinds = sorted({p.suffix.lower() for p in files})
-    if len(kinds) > 1: raise UserError(f"{path}: files of several formats ({', '.join(kinds)}); expected one, so pass format={kinds[0][1:]!r} or another of them")
+    if len(kinds) > 1:
+        raise UserError(f"{path}: files of several formats ({', '.join(kinds)}); expected one, "
+                        f"so pass format={kinds[0][1:]!r} or another of them")
     return files
 
 def check_inside(
@@ -320,5 +406,7 @@ def check_inside(
     inside = (x >= -slack) & (x <= width - 1 + slack) & (y >= -slack) & (y <= height - 1 + slack)
     if inside.all() or outside == "skip": return picks[inside]
     k = int(np.argmin(inside))
-    raise UserError(f"{source}: {(~inside).sum():,} of {len(picks):,} picks of {picks.image} lie outside it, the first at x = {x[k]:g}, y = {y[k]:g}; expected centers within {width} × {height} px (width × height); "
-                    'picks of a binned micrograph need scale=, others can be left out with outside="skip"')
+    raise UserError(
+        f"{source}: {(~inside).sum():,} of {len(picks):,} picks of {picks.image} lie outside it, the first at x "
+        f"= {x[k]:g}, y = {y[k]:g}; expected centers within {width} × {height} px (width × height); "
+        'picks of a binned micrograph need scale=, others can be left out with outside="skip"')

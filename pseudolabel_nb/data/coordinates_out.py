@@ -36,7 +36,8 @@ def _decimals(values: Iterable[float], unknown: str = "") -> list[str]:
 
 def _merit(picks: Picks) -> dict[str, list[str]]:
     "The column of scores, if there are some."
-    return {"rlnAutopickFigureOfMerit": [f"{s:.6f}" for s in np.nan_to_num(picks.scores)]} if np.isfinite(picks.scores).any() else {}
+    return {"rlnAutopickFigureOfMerit": [
+                f"{s:.6f}" for s in np.nan_to_num(picks.scores)]} if np.isfinite(picks.scores).any() else {}
 
 def star_of_image(picks: Picks) -> str:
     "RELION's coordinates of one micrograph."
@@ -48,41 +49,56 @@ def star_of_files(
 ) -> str:
     "RELION's list of the coordinate files of its micrographs, which its extraction asks for (4.0 and later)."
     micrographs, coordinates = zip(*files) if files else ((), ())
-    return "\n# version 30001\n\n" + _table("coordinate_files", {"rlnMicrographName": [*map(_quoted, micrographs)], "rlnMicrographCoordinates": [*map(_quoted, coordinates)]})
+    return "\n# version 30001\n\n" + _table(
+        "coordinate_files",
+        {"rlnMicrographName": [*map(_quoted, micrographs)], "rlnMicrographCoordinates": [*map(_quoted, coordinates)]})
 
 def star_of_particles(
     every: Sequence[Picks],
     pixel: float = float("nan"), # Å
 ) -> str:
     "RELION's list of particles (3.1 and later), the picks of all micrographs."
-    optics = {"rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": ["1"], **({"rlnMicrographOriginalPixelSize": [f"{pixel:.6f}"], "rlnMicrographPixelSize": [f"{pixel:.6f}"]} if pixel == pixel else {})}
+    optics = {"rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": ["1"],
+              **({"rlnMicrographOriginalPixelSize": [f"{pixel:.6f}"], "rlnMicrographPixelSize": [f"{pixel:.6f}"]}
+                 if pixel == pixel
+                 else {})}
     joined = _joined(every)
     x, y = map(_decimals, joined.centers.reshape(-1, 2).T)
     names = [_quoted(p.image) for p in every for _ in range(len(p))]
-    return "\n# version 30001\n\n" + _table("optics", optics) + "\n# version 30001\n\n" + _table("particles", {"rlnMicrographName": names, "rlnCoordinateX": x, "rlnCoordinateY": y, **_merit(joined), "rlnOpticsGroup": ["1"] * len(joined)})
+    return "\n# version 30001\n\n" + _table("optics", optics) + "\n# version 30001\n\n" + _table(
+        "particles",
+        {"rlnMicrographName": names, "rlnCoordinateX": x, "rlnCoordinateY": y, **_merit(joined),
+         "rlnOpticsGroup": ["1"] * len(joined)})
 
 def _joined(every: Sequence[Picks]) -> Picks:
     "The picks of all images in one."
-    return Picks(*(np.concatenate([np.zeros((0, 2) if k == "centers" else 0), *(getattr(p, k).reshape((-1, 2) if k == "centers" else -1) for p in every)]) for k in ("centers", "sizes", "scores")))
+    return Picks(*(np.concatenate([np.zeros((0, 2) if k == "centers" else 0),
+                                   *(getattr(p, k).reshape((-1, 2) if k == "centers" else -1) for p in every)])
+                   for k in ("centers", "sizes", "scores")))
 
 # %% ../../nbs/data/14_coordinates_out.ipynb #e1fc4e7f
 def _boxes(picks: Picks, box: float | None) -> np.ndarray: # (n, 4): corner x, y, width, height
     "Boxes around the centers; raises `UserError` where no size is known."
     sides = picks.sizes if box is None else np.full(len(picks), float(box))
-    if not (sides > 0).all(): raise UserError(f"{picks.image or 'picks'}: {(~(sides > 0)).sum():,} picks have no size, which a box needs; expected one, so pass box= in px")
+    if not (sides > 0).all():
+        raise UserError(f"{picks.image or 'picks'}: {(~(sides > 0)).sum():,} picks have no "
+                        "size, which a box needs; expected one, so pass box= in px")
     return np.concatenate([picks.centers.reshape(-1, 2) - sides[:, None] / 2, sides[:, None], sides[:, None]], 1)
 
 def box_of_image(picks: Picks, box: float | None = None) -> str:
     "EMAN's boxes of one image, tabs between: corner, width, height, and the score if there is one."
-    rows = np.concatenate([_boxes(picks, box), picks.scores[:, None]], 1)[:, :5 if np.isfinite(picks.scores).any() else 4]
+    rows = np.concatenate(
+        [_boxes(picks, box), picks.scores[:, None]], 1)[:, :5 if np.isfinite(picks.scores).any() else 4]
     return "".join("\t".join(_decimals(row, "0")) + "\n" for row in rows)
 
 def cbox_of_image(picks: Picks, box: float | None = None) -> str:
     "crYOLO's boxes of one image; the picks' sizes are its estimates."
     (x, y, w, h), none = map(_decimals, _boxes(picks, box).T), ["<NA>"] * len(picks)
     sizes, scores = _decimals(picks.sizes, "<NA>"), _decimals(picks.scores, "<NA>")
-    columns = dict(CoordinateX=x, CoordinateY=y, CoordinateZ=none, Width=w, Height=h, Depth=none, EstWidth=sizes, EstHeight=sizes, Confidence=scores, NumBoxes=none, Angle=none)
-    return _table("global", {"cbox_format_version": "1.0"}, loop=False) + _table("cryolo", columns) + _table("cryolo_include", {"slice_index": []})
+    columns = dict(CoordinateX=x, CoordinateY=y, CoordinateZ=none, Width=w, Height=h, Depth=none, EstWidth=sizes,
+                   EstHeight=sizes, Confidence=scores, NumBoxes=none, Angle=none)
+    return _table("global", {"cbox_format_version": "1.0"}, loop=False) + _table("cryolo", columns) + _table(
+        "cryolo_include", {"slice_index": []})
 
 # %% ../../nbs/data/14_coordinates_out.ipynb #a1a09b1e
 def csv_of(every: Sequence[Picks]) -> str:
@@ -90,7 +106,9 @@ def csv_of(every: Sequence[Picks]) -> str:
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow(["image", "x", "y", "diameter", "score"])
-    for p in every: out.writerows(zip([p.image] * len(p), *map(_decimals, (*p.centers.reshape(-1, 2).T, p.sizes)), ("" if s != s else f"{s:.6f}" for s in p.scores)))
+    for p in every:
+        out.writerows(zip([p.image] * len(p), *map(_decimals, (*p.centers.reshape(-1, 2).T, p.sizes)),
+                          ("" if s != s else f"{s:.6f}" for s in p.scores)))
     return text.getvalue()
 
 def cs_records(
@@ -98,22 +116,30 @@ def cs_records(
     pixel: float = float("nan"), # Å
 ) -> np.ndarray: # structured (n,)
     "cryoSPARC's records of the picks of all images; raises `UserError` for picks of an image of unknown size."
-    if lost := [p.image for p in every if p.size is None]: raise UserError(f"{lost[0] or 'picks'}: the size of the image is unknown; cryoSPARC's coordinates are fractions of it, so pass picks with size=(height, width)")
+    if lost := [p.image for p in every if p.size is None]:
+        raise UserError(f"{lost[0] or 'picks'}: the size of the image is unknown; cryoSPARC's "
+                        "coordinates are fractions of it, so pass picks with size=(height, width)")
     length = max([1, *(len(p.image.encode()) for p in every)])
-    fields = [("uid", "<u8"), ("location/micrograph_uid", "<u8"), ("location/exp_group_id", "<u4"), ("location/micrograph_path", f"S{length}"), ("location/micrograph_shape", "<u4", (2,)),
-              ("location/center_x_frac", "<f4"), ("location/center_y_frac", "<f4"), ("location/micrograph_psize_A", "<f4"), ("pick_stats/ncc_score", "<f4")]
+    fields = [("uid", "<u8"), ("location/micrograph_uid", "<u8"), ("location/exp_group_id", "<u4"),
+              ("location/micrograph_path", f"S{length}"), ("location/micrograph_shape", "<u4", (2,)),
+              ("location/center_x_frac", "<f4"), ("location/center_y_frac", "<f4"),
+              ("location/micrograph_psize_A", "<f4"), ("pick_stats/ncc_score", "<f4")]
     return np.concatenate([np.zeros(0, fields), *(_cs_of_image(p, pixel, fields) for p in every)])
 
 def _cs_of_image(picks: Picks, pixel: float, fields: list) -> np.ndarray:
     table, micrograph = np.zeros(len(picks), fields), zlib.crc32(picks.image.encode())
     x, y = picks.centers.reshape(-1, 2).T / np.array(picks.size[::-1])[:, None]
-    values = (micrograph << 32) + np.arange(len(picks), dtype=np.uint64), micrograph, 1, picks.image.encode(), picks.size, x, y, np.nan_to_num(pixel), np.nan_to_num(picks.scores)
+    values = ((micrograph << 32) + np.arange(len(picks), dtype=np.uint64), micrograph, 1, picks.image.encode(),
+              picks.size, x, y, np.nan_to_num(pixel), np.nan_to_num(picks.scores))
     for (name, *_), value in zip(fields, values): table[name] = value
     return table
 
 # %% ../../nbs/data/14_coordinates_out.ipynb #13704da2
-_of_image: dict[str, Callable] = dict(star=lambda p, pixel, box: star_of_image(p), box=lambda p, pixel, box: box_of_image(p, box), cbox=lambda p, pixel, box: cbox_of_image(p, box), csv=lambda p, pixel, box: csv_of([p]))
-_of_all: dict[str, Callable] = dict(star=star_of_particles, csv=lambda every, pixel: csv_of(every), cs=lambda every, pixel: _npy(cs_records(every, pixel)))
+_of_image: dict[str, Callable] = dict(
+    star=lambda p, pixel, box: star_of_image(p), box=lambda p, pixel, box: box_of_image(p, box),
+    cbox=lambda p, pixel, box: cbox_of_image(p, box), csv=lambda p, pixel, box: csv_of([p]))
+_of_all: dict[str, Callable] = dict(star=star_of_particles, csv=lambda every, pixel: csv_of(every),
+                                    cs=lambda every, pixel: _npy(cs_records(every, pixel)))
 FORMATS = tuple(dict.fromkeys([*_of_image, *_of_all]))
 
 def write_coordinates(
@@ -129,13 +155,18 @@ def write_coordinates(
     every = [picks] if isinstance(picks, Picks) else list(picks.values() if isinstance(picks, Mapping) else picks)
     kind = format or path.suffix[1:].lower()
     lookup(dict.fromkeys(FORMATS), kind, "format of coordinates")
-    if path.suffix.lower() != f".{kind}": return [_write(path_for(path, p.image, f".{kind}"), _one(p, kind, pixel, box)) for p in _named(every, path)]
+    if path.suffix.lower() != f".{kind}":
+        return [_write(path_for(path, p.image, f".{kind}"), _one(p, kind, pixel, box)) for p in _named(every, path)]
     if kind in _of_all: return [_write(path, _of_all[kind](every, pixel))]
-    if len(every) != 1: raise UserError(f"{path}: {len(every)} images, but a {kind} file holds the picks of one; expected a folder, so leave the ending out and pass format={kind!r}")
+    if len(every) != 1:
+        raise UserError(f"{path}: {len(every)} images, but a {kind} file holds the picks of one; "
+                        f"expected a folder, so leave the ending out and pass format={kind!r}")
     return [_write(path, _one(every[0], kind, pixel, box))]
 
 def _one(picks: Picks, kind: str, pixel: float, box: float | None) -> str:
-    if kind not in _of_image: raise UserError(f"a {kind} file holds the picks of all images; expected a path that ends in .{kind}, so name the file")
+    if kind not in _of_image:
+        raise UserError(
+            f"a {kind} file holds the picks of all images; expected a path that ends in .{kind}, so name the file")
     return _of_image[kind](picks, pixel, box)
 
 def _write(path: Path, content: str | bytes) -> Path:
@@ -154,14 +185,18 @@ def path_for(
 ) -> Path: # folder/grid1/a.box
     "Where the file of an image goes; raises `UserError` for a name that leads out of the folder, or is empty."
     name = image[:-len(Path(image).suffix)] if Path(image).suffix.lower() in SUFFIXES else image
-    if not name: raise UserError(f"{folder}: picks of an image without a name; expected one to name the file by, so pass picks with image=")
+    if not name:
+        raise UserError(
+            f"{folder}: picks of an image without a name; expected one to name the file by, so pass picks with image=")
     return inside(Path(folder), name + ending, "picks")
 
 def _named(every: list[Picks], folder: Path) -> list[Picks]:
     "The same; `UserError` where two would have one file."
     seen: dict[Path, str] = {}
     for p in every:
-        if (other := seen.setdefault(path_for(folder, p.image, ""), p.image)) is not p.image: raise UserError(f"{folder}: {other} and {p.image} would be written to one file; expected names that differ in more than the ending, so rename one")
+        if (other := seen.setdefault(path_for(folder, p.image, ""), p.image)) is not p.image:
+            raise UserError(f"{folder}: {other} and {p.image} would be written to one file; expected "
+                            "names that differ in more than the ending, so rename one")
     return every
 
 # %% ../../nbs/data/14_coordinates_out.ipynb #7fe44522
@@ -178,7 +213,8 @@ def area_codes(
     codes = []
     for a, b in pairwise(bounds):
         runs = np.stack([starts[order[a:b]], stops[order[a:b]]], 1).ravel()
-        code = coco.frPyObjects(dict(size=list(areas.shape), counts=np.diff([0, *runs, flat.size]).tolist()), *areas.shape)
+        code = coco.frPyObjects(
+            dict(size=list(areas.shape), counts=np.diff([0, *runs, flat.size]).tolist()), *areas.shape)
         codes.append(dict(size=list(areas.shape), counts=code["counts"].decode()))
     return codes
 
@@ -191,14 +227,19 @@ def write_coco(
     images, annotations = [], []
     for number, (picks, codes) in enumerate(every, 1):
         images.append(dict(id=number, file_name=picks.image, width=int(picks.size[1]), height=int(picks.size[0])))
-        annotations += [dict(_annotation(code, score), id=len(annotations) + k, image_id=number) for k, (code, score) in enumerate(zip(codes, picks.scores), 1)]
-    write_text(path, json.dumps(dict(info=dict(description="pseudo-labels"), licenses=[], images=images, categories=[dict(id=1, name=category, supercategory="")], annotations=annotations)) + "\n")
+        annotations += [dict(_annotation(code, score), id=len(annotations) + k, image_id=number)
+                        for k, (code, score) in enumerate(zip(codes, picks.scores), 1)]
+    write_text(path,
+               json.dumps(
+                   dict(info=dict(description="pseudo-labels"), licenses=[], images=images,
+                        categories=[dict(id=1, name=category, supercategory="")], annotations=annotations)) + "\n")
 
 def _annotation(code: dict, score: float) -> dict:
     "One annotation, without its ids."
     from pycocotools import mask as coco
     known = {} if score != score else dict(score=round(float(score), 6))
-    return dict(category_id=1, iscrowd=0, bbox=coco.toBbox(code).tolist(), area=float(coco.area(code)), segmentation=code, **known)
+    return dict(category_id=1, iscrowd=0, bbox=coco.toBbox(code).tolist(), area=float(coco.area(code)),
+                segmentation=code, **known)
 
 # %% ../../nbs/data/14_coordinates_out.ipynb #6336a025
 def write_mask(

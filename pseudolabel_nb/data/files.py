@@ -55,10 +55,14 @@ def _opened(
     try:
         with _reader(path) as image: yield image
     except (UserError, MemoryError): raise
-    except FileNotFoundError: raise UserError(f"{path}: no such file; expected an image there, so check the path") from None
-    except PermissionError: raise UserError(f"{path}: may not be read by you; expected a file with read permission, so ask its owner for it (chmod a+r)") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected an image there, so check the path") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read by you; expected a file with read "
+                        "permission, so ask its owner for it (chmod a+r)") from None
     except Exception as e: # a damaged file can raise nearly anything: OSError, SyntaxError, struct.error, zlib.error …
-        raise UserError(f"{path}: cannot be decoded ({' '.join(str(e).split())[:120]}); expected a whole image, so the file is truncated or damaged: copy or export it again") from None
+        raise UserError(f"{path}: cannot be decoded ({' '.join(str(e).split())[:120]}); expected a whole "
+                        "image, so the file is truncated or damaged: copy or export it again") from None
 
 @contextmanager
 def _reader(path: Path):
@@ -69,7 +73,9 @@ def _reader(path: Path):
         if start.startswith(b"\x89PNG\r\n\x1a\n"): yield PngImagePlugin.PngImageFile(f)
         elif start.startswith(b"\xff\xd8\xff"): yield JpegImagePlugin.JpegImageFile(f)
         elif start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): yield None
-        else: raise UserError(f"{path}: {'an empty file' if not start else f'begins with {start!r}'}; expected a PNG, JPG or TIFF image, so convert it")
+        else:
+            raise UserError(f"{path}: {'an empty file' if not start else f'begins with {start!r}'}; "
+                            "expected a PNG, JPG or TIFF image, so convert it")
 
 def read_header(
     path: str | Path,
@@ -87,8 +93,9 @@ def _checked(path: Path, header: Header, stack: bool) -> Header:
     if header.images > 1 and not stack: raise UserError(
         f"{path}: a stack of {header.images:,} {'images' if is_mrc(path) else 'pages'}; "
         "expected one image a file here, so save each page as a file of its own")
-    if header.shape[0] * header.shape[1] > MAX_PIXELS: raise UserError(
-        f"{path}: {header.shape[0]} × {header.shape[1]} px; expected at most {MAX_PIXELS:,} pixels, so cut it into tiles")
+    if header.shape[0] * header.shape[1] > MAX_PIXELS:
+        raise UserError(f"{path}: {header.shape[0]} × {header.shape[1]} px; expected at "
+                        f"most {MAX_PIXELS:,} pixels, so cut it into tiles")
     return header
 
 def is_mrc(path: Path) -> bool:
@@ -101,7 +108,8 @@ def _mrc_header(path: Path) -> Header:
 
 def _tiff_header(path: Path) -> Header:
     h = read_tiff_header(path)
-    return Header(h.shape, h.channels, h.images, remarks=(INVERTED,) * (h.photometric == 0) + (TURNED,) * (h.orientation != 1))
+    return Header(
+        h.shape, h.channels, h.images, remarks=(INVERTED,) * (h.photometric == 0) + (TURNED,) * (h.orientation != 1))
 
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -154,7 +162,8 @@ def _colors(stored: Stored, path: Path) -> np.ndarray: # (H, W, 3 or 4)
 
 def _decode(image) -> np.ndarray:
     "The pixels that Pillow's image holds; of gray with 2 or 4 bits, the numbers and not what they are shown as."
-    unit = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args).strip("'(),")) if image.format == "PNG" and image.tile else None
+    unit = {"L;2": 85, "L;4": 17}.get(
+        str(image.tile[0].args).strip("'(),")) if image.format == "PNG" and image.tile else None
     if image.mode in ("1", "P"): return np.array(image, bool if image.mode == "1" else np.uint8)
     a = np.array(image if image.mode in (*_GRAY, "RGB", "RGBA") else image.convert("RGB"))
     return a // unit if unit else a
@@ -173,7 +182,9 @@ def _deep_png(image) -> bool:
 
 def _decode_deep(path: Path, image) -> np.ndarray: # uint16
     tile = image.tile[0]
-    if tile.args.startswith("LA"): raise UserError(f"{path}: 16-bit gray with transparency; expected gray or color, so save it without the alpha channel")
+    if tile.args.startswith("LA"):
+        raise UserError(
+            f"{path}: 16-bit gray with transparency; expected gray or color, so save it without the alpha channel")
     upper = np.array(image, np.uint16)
     with _opened(path) as again:
         again.tile = [tile._replace(args=tile.args.replace("16B", "16L"))]
@@ -192,7 +203,8 @@ def mask_numbers(
         return a.view(np.uint8) if a.dtype == np.int8 else a # bytes have a sign in MRC: 255 was written, -1 is read
     stored = _stored(path, image)
     a, alpha = stored.pixels, stored.alpha
-    if stored.palette is not None and _by_color(stored, path, classes): a, alpha = _colors(stored, path), stored.palette.shape[1] == 4
+    if stored.palette is not None and _by_color(stored, path, classes):
+        a, alpha = _colors(stored, path), stored.palette.shape[1] == 4
     return one_channel(_without_alpha(a, path) if alpha else a, str(path))
 
 def _by_color(stored: Stored, path: Path, classes: bool) -> bool:
@@ -208,8 +220,9 @@ def _without_alpha(
     values, opacity = pixels[..., :-1], pixels[..., -1:]
     only = bool(values.min() == values.max())
     if opacity.min() == opacity.max() or not only and not values[(opacity == 0)[..., 0]].any(): return values
-    raise UserError(f"{path}: mask whose transparency varies{', and nothing else' * only}; expected one gray value a pixel, "
-                    f"so save {'the transparency as gray' if only else 'it on a black ground, without transparency'}")
+    raise UserError(
+        f"{path}: mask whose transparency varies{', and nothing else' * only}; expected one gray value a pixel, so "
+        f"save {'the transparency as gray' if only else 'it on a black ground, without transparency'}")
 
 # %% ../../nbs/data/01_files.ipynb #60bdfaf7
 def inside(
@@ -219,12 +232,16 @@ def inside(
 ) -> Path:
     "The path of `name` in `folder`; raises `UserError` if it leaves the folder."
     parts = PurePosixPath(str(name).replace("\\", "/"))
-    if not isinstance(name, str) or not name.strip() or "\0" in name or "\n" in name: raise UserError(f"{source}: file name {name!r}; expected a name within {folder}, so mend the file name")
-    if not _is_unicode(name): raise UserError(f"{source}: file name {name!r} is not UTF-8; expected a name that text files and annotation files can hold, so rename the file (convmv -f latin1 -t utf8 renames many)")
+    if not isinstance(name, str) or not name.strip() or "\0" in name or "\n" in name:
+        raise UserError(f"{source}: file name {name!r}; expected a name within {folder}, so mend the file name")
+    if not _is_unicode(name):
+        raise UserError(f"{source}: file name {name!r} is not UTF-8; expected a name that text files and annotation "
+                        "files can hold, so rename the file (convmv -f latin1 -t utf8 renames many)")
     escapes = ".." in parts.parts or parts.is_absolute() or bool(PureWindowsPath(name).drive)
     path = folder / parts if escapes else _on_disk(folder, parts)
     if escapes or not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{source}: file name {name!r} leads out of {folder}; only files below that folder are read, so copy the file there and name it by its path within")
+        raise UserError(f"{source}: file name {name!r} leads out of {folder}; only files below that folder "
+                        "are read, so copy the file there and name it by its path within")
     return path
 
 def _is_unicode(name: str) -> bool:
@@ -235,7 +252,8 @@ def _is_unicode(name: str) -> bool:
 def same_name(
     name: str,
 ) -> str:
-    "The form in which names are compared: an accented letter is one character (NFC), however the disk or a program writes it."
+    """The form in which names are compared: an accented letter is one character (NFC), however the disk or a program
+    writes it."""
     return unicodedata.normalize("NFC", name)
 
 def _on_disk(folder: Path, name: PurePosixPath) -> Path:
@@ -252,13 +270,15 @@ def image_files(
     folder: Path,
     suffixes: tuple[str, ...] = SUFFIXES,
 ) -> list[Path]:
-    "Images below `folder`, sorted by name, hidden files left out and links followed; raises `UserError` for a link to nothing."
+    """Images below `folder`, sorted by name, hidden files left out and links followed; raises `UserError` for a link to
+    nothing."""
     found = []
     for name in _names_below(folder, set()):
         path = folder / name
         if path.suffix.lower() not in suffixes: continue
-        if path.is_symlink() and not path.exists(): raise UserError(
-            f"{path}: links to {os.readlink(path)}, which is not there; expected an image there, so mend the link or remove it")
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: links to {os.readlink(path)}, which is not there; "
+                            "expected an image there, so mend the link or remove it")
         if not _is_unicode(name): inside(folder, name, folder)
         if path.is_file(): found.append(path)
     return sorted(found)
@@ -277,5 +297,6 @@ def seg_files(
 ) -> None:
     "Raises `UserError` for masks of Cellpose among the files, which are pickles."
     for found in (p for folder in folders if folder.is_dir() for p in sorted(folder.rglob("*_seg.npy"))):
-        raise UserError(f"{found}: masks as Cellpose keeps them, in a pickle, which is never loaded since it can run code; expected masks as images, "
-                        "so export them (in Cellpose: File, Save masks as PNG; or cellpose --save_png)")
+        raise UserError(
+            f"{found}: masks as Cellpose keeps them, in a pickle, which is never loaded since it can run code; "
+            "expected masks as images, so export them (in Cellpose: File, Save masks as PNG; or cellpose --save_png)")

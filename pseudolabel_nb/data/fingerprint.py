@@ -51,7 +51,8 @@ def fingerprints(
     labeled: Sequence[str], # training images whose masks may be read
 ) -> dict[str, str]: # by split, and "labeled"
     "Of each split that there is, with the masks of val and test; of the masks of the labeled images."
-    named = {name: [id for i, id in enumerate(images.ids) if images.has_mask(i)] if name in ("val", "test") else () for name, images in data.splits.items()}
+    named = {name: [id for i, id in enumerate(images.ids) if images.has_mask(i)] if name in ("val", "test") else ()
+             for name, images in data.splits.items()}
     found = {name: fingerprint(images, named[name]) for name, images in data.splits.items()}
     return found | dict(labeled=fingerprint(data.train.subset(labeled), labeled))
 
@@ -60,6 +61,7 @@ def changed_splits(
     data: Data,
     labeled: Sequence[str], # training images whose masks may be read
 ) -> list[str]: # names
-    "The splits, and \"labeled\", that are there as they were there then, but hold other images or masks; empty where nothing is known."
+    """The splits, and \"labeled\", that are there as they were there then, but hold other images or masks; empty where
+    nothing is known."""
     now = fingerprints(data, labeled) if then else {}
     return [name for name in now if name in then and then[name] != now[name]]

@@ -22,8 +22,12 @@ def regex_groups(
 ) -> list[str]:
     "The part of each id that the pattern finds; raises `UserError` where it finds nothing."
     try: found = [re.search(pattern, id) for id in ids]
-    except re.error as e: raise UserError(f"group_regex {pattern!r} is not a regular expression ({e}); expected one such as '^(.*?)_'") from None
-    if None in found: raise UserError(f"group_regex {pattern!r} finds nothing in {ids[found.index(None)]}; expected a match in every name, so widen the pattern")
+    except re.error as e:
+        raise UserError(
+            f"group_regex {pattern!r} is not a regular expression ({e}); expected one such as '^(.*?)_'") from None
+    if None in found:
+        raise UserError(f"group_regex {pattern!r} finds nothing in {ids[found.index(None)]}; "
+                        "expected a match in every name, so widen the pattern")
     return ["_".join(g for g in m.groups() if g is not None) if m.groups() else m.group() for m in found]
 
 # %% ../../nbs/data/02b_groups.ipynb #f947002b
@@ -34,12 +38,19 @@ def csv_groups(
     "The group of each id (or of its file name) in a table; raises `UserError` for one that is not there."
     try:
         with open(path, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
-    except UnicodeDecodeError: raise UserError(f"{path}: is not UTF-8; expected text in UTF-8, so save it so (in a spreadsheet: CSV UTF-8)") from None
-    except csv.Error as e: raise UserError(f"{path}: is no table ({e}); expected values between commas, so look for a quote that is never closed") from None
-    if not rows or not {"image", "group"} <= set(rows[0]): raise UserError(f"{path}: columns {', '.join(map(str, rows[0])) if rows else 'none'}; expected image and group, so name them so in the first line")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: is not UTF-8; expected text in UTF-8, so save it so (in a spreadsheet: CSV UTF-8)") from None
+    except csv.Error as e:
+        raise UserError(f"{path}: is no table ({e}); expected values between commas, "
+                        "so look for a quote that is never closed") from None
+    if not rows or not {"image", "group"} <= set(rows[0]):
+        raise UserError(f"{path}: columns {', '.join(map(str, rows[0])) if rows else 'none'}; "
+                        "expected image and group, so name them so in the first line")
     table = {same_name(r["image"]): r["group"] for r in rows}
     found = [table.get(same_name(id)) or table.get(same_name(Path(id).name)) for id in ids]
-    if lost := [id for id, g in zip(ids, found) if not g]: raise UserError(f"{path}: no group for image {first_of(lost)}; expected a line for each image, so add it")
+    if lost := [id for id, g in zip(ids, found) if not g]:
+        raise UserError(f"{path}: no group for image {first_of(lost)}; expected a line for each image, so add it")
     return found
 
 # %% ../../nbs/data/02b_groups.ipynb #e6be9adc

@@ -37,17 +37,21 @@ def raw_image(
     array: Any, # (H, W), (H, W, 1|3|4) or (1|3, H, W); numbers
     name: str, # for messages
 ) -> np.ndarray: # (H, W) or (H, W, 3); bool becomes uint8, float64 and wide integers float32
-    "The pixels as `(H, W)` or `(H, W, 3)`; raises `UserError` for another shape, a fourth channel that is no plain transparency, text or objects, NaN or infinity."
+    """The pixels as `(H, W)` or `(H, W, 3)`; raises `UserError` for another shape, a fourth channel that is no plain
+    transparency, text or objects, NaN or infinity."""
     a = np.asarray(array)
     if a.dtype.kind not in "buif":
-        raise UserError(f"{name}: pixels of type {a.dtype}; expected numbers (8- or 16-bit integers, or floats), so convert the image first")
+        raise UserError(f"{name}: pixels of type {a.dtype}; expected numbers (8- or 16-bit "
+                        "integers, or floats), so convert the image first")
     if a.ndim == 3: a = _channels_last(a, name)
     if a.ndim != 2 and not (a.ndim == 3 and a.shape[2] == 3) or 0 in a.shape:
-        raise UserError(f"{name}: array of shape {np.shape(array)}; expected (H, W), (H, W, 3) or (1 or 3, H, W), one image at a time")
+        raise UserError(f"{name}: array of shape {np.shape(array)}; expected (H, W), "
+                        "(H, W, 3) or (1 or 3, H, W), one image at a time")
     if a.dtype.itemsize > 2 and a.dtype != np.float32:
         with np.errstate(over="ignore"): a = a.astype(np.float32)
     if a.dtype.kind == "f" and not np.isfinite(a).all():
-        raise UserError(f"{name}: {(~np.isfinite(a)).sum():,} pixels are NaN or infinite; expected finite values, so replace them (by the image's mean, say)")
+        raise UserError(f"{name}: {(~np.isfinite(a)).sum():,} pixels are NaN or infinite; expected "
+                        "finite values, so replace them (by the image's mean, say)")
     return a.astype(np.uint8) if a.dtype.kind == "b" else a
 
 def _channels_last(
@@ -59,8 +63,9 @@ def _channels_last(
     if a.shape[2] == 1: return a[..., 0]
     if a.shape[2] != 4: return a
     if a[..., 3].min() == a[..., 3].max(): return a[..., :3]
-    raise UserError(f"{name}: four channels, the last with values from {a[..., 3].min():g} to {a[..., 3].max():g}; expected one or three, "
-                    "so pass the first three (array[..., :3]) if the last is transparency, or the channels that are meant")
+    raise UserError(f"{name}: four channels, the last with values from {a[..., 3].min():g} to "
+                    f"{a[..., 3].max():g}; expected one or three, so pass the first three (array[..., "
+                    ":3]) if the last is transparency, or the channels that are meant")
 
 # %% ../../nbs/data/02_images.ipynb #745e1981
 @dataclass(frozen=True)
@@ -144,7 +149,8 @@ class ImageSet:
         name: str = "images", # split; names of sets that share a cache differ
         hidden: bool = False, # made by `hide_masks`
     ):
-        self.items, self.channels, self.n_classes, self.name, self.hidden = tuple(items), channels, n_classes, name, hidden
+        self.items, self.channels, self.n_classes, self.name, self.hidden = (
+            tuple(items), channels, n_classes, name, hidden)
         self.cache = Cache() if cache is None else cache
         self.ids, self.groups = tuple(i.id for i in self.items), tuple(i.group for i in self.items)
         self._at = {id: k for k, id in enumerate(self.ids)}
@@ -157,7 +163,8 @@ class ImageSet:
     def index(self, id: str) -> int:
         "Where the image called `id` stands; `UserError` if there is none."
         if id in self._at: return self._at[id]
-        raise UserError(f"{self.name}: no image is called {id!r}; the {len(self):,} known ones are {', '.join(self.ids[:3])}, …")
+        raise UserError(
+            f"{self.name}: no image is called {id!r}; the {len(self):,} known ones are {', '.join(self.ids[:3])}, …")
 
     def shape(self, i: int) -> tuple[int, int]:
         "(H, W) in px, without decoding."
@@ -217,7 +224,8 @@ class ImageSet:
         return self._with(self.items, channels=channels)
 
     def _with(self, items: Sequence[Item], **changes) -> "ImageSet":
-        kept = dict(channels=self.channels, n_classes=self.n_classes, cache=self.cache, name=self.name, hidden=self.hidden)
+        kept = dict(
+            channels=self.channels, n_classes=self.n_classes, cache=self.cache, name=self.name, hidden=self.hidden)
         return ImageSet(items, **{**kept, **changes})
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -238,18 +246,23 @@ class ImageSet:
     def _repr_html_(self) -> str:
         name, n, masks, sizes, channels = self.summary()
         ids = ", ".join(self.ids[:3]) + ", …" * (len(self) > 3)
-        return card(name, facts([("size", f"{sizes} px" if sizes else ""), ("channels", channels), ("with masks", masks), ("classes", self.n_classes), ("names", ids)]), about=f"{n} image{'s' * (len(self) != 1)}")
+        return card(name,
+                    facts([("size", f"{sizes} px" if sizes else ""), ("channels", channels), ("with masks", masks),
+                           ("classes", self.n_classes), ("names", ids)]),
+                    about=f"{n} image{'s' * (len(self) != 1)}")
 
 def _decode(item: Item) -> Decoded:
     raw = raw_image(item.read_image(), item.id)
     if raw.shape[:2] != item.shape:
-        raise UserError(f"{item.id}: decoded to {_by(raw.shape)} px, but its header says {_by(item.shape)}; the file is damaged, so write it again")
+        raise UserError(f"{item.id}: decoded to {_by(raw.shape)} px, but its header says "
+                        f"{_by(item.shape)}; the file is damaged, so write it again")
     return Decoded(raw, *mean_sd(raw))
 
 def _decode_mask(item: Item) -> np.ndarray:
     mask = item.read_mask()
     if mask.shape == item.shape and mask.dtype == np.uint8: return mask
-    raise UserError(f"{item.id}: mask of {_by(mask.shape)} px and type {mask.dtype}; expected {_by(item.shape)} as its image and uint8, so save the mask again")
+    raise UserError(f"{item.id}: mask of {_by(mask.shape)} px and type {mask.dtype}; expected "
+                    f"{_by(item.shape)} as its image and uint8, so save the mask again")
 
 def _by(shape: tuple[int, ...]) -> str: return " × ".join(map(str, shape[:2]))
 
@@ -262,9 +275,11 @@ def target_mask(
     a = np.asarray(array)
     if a.ndim == 3 and 1 in (a.shape[0], a.shape[-1]): a = a[0] if a.shape[0] == 1 else a[..., 0]
     if a.dtype.kind not in "buif" or a.ndim != 2:
-        raise UserError(f"{name}: mask of shape {a.shape} and type {a.dtype}; expected (H, W) whole numbers: class ids, or -1 to ignore")
+        raise UserError(f"{name}: mask of shape {a.shape} and type {a.dtype}; expected (H, "
+                        "W) whole numbers: class ids, or -1 to ignore")
     if not (ok := (a == -1) | (a >= 0) & (a <= 255) & (a == np.floor(a))).all():
-        raise UserError(f"{name}: mask holds {a[~ok].flat[0]}; expected class ids 0, 1, … or -1 for pixels to ignore, so threshold or convert it first")
+        raise UserError(f"{name}: mask holds {a[~ok].flat[0]}; expected class ids 0, 1, … or -1 "
+                        "for pixels to ignore, so threshold or convert it first")
     return np.where(a == -1, np.int16(255), a).astype(np.uint8)
 
 def from_arrays(
@@ -278,43 +293,56 @@ def from_arrays(
     "Arrays as an `ImageSet`; raises `UserError` where lengths, sizes or values do not fit."
     n = len(images)
     for what, given in dict(masks=masks, ids=ids, groups=groups).items():
-        if given is not None and len(given) != n: raise UserError(f"{name}: {n} images but {len(given)} {what}; expected as many, so pass one for each image")
+        if given is not None and len(given) != n:
+            raise UserError(f"{name}: {n} images but {len(given)} {what}; expected as many, so pass one for each image")
     ids = [f"image_{i:0{len(str(max(n - 1, 0)))}}" for i in range(n)] if ids is None else [str(i) for i in ids]
     raws = [raw_image(image, id) for image, id in zip(images, ids)]
     targets = [None] * n if masks is None else [None if m is None else target_mask(m, id) for m, id in zip(masks, ids)]
     items = [Item(id, r.shape[:2], partial(_given, r), None if t is None else partial(_given, t), str(g))
              for id, r, t, g in zip(ids, raws, targets, groups if groups is not None else [""] * n)]
     _check_sizes(items, targets)
-    return ImageSet(items, max([1] + [np.atleast_3d(r).shape[2] for r in raws]), _classes(masks, dict(zip(ids, targets)), name, n_classes), name=name)
+    return ImageSet(items, max([1] + [np.atleast_3d(r).shape[2] for r in raws]),
+                    _classes(masks, dict(zip(ids, targets)), name, n_classes), name=name)
 
 def _given(array: np.ndarray) -> np.ndarray: return array
 
 def _check_sizes(items: list[Item], targets: list):
     for i, t in zip(items, targets):
         if t is not None and t.shape != i.shape:
-            raise UserError(f"{i.id}: image of {_by(i.shape)} but mask of {_by(t.shape)} px; expected the same size, so check which mask belongs to it")
+            raise UserError(f"{i.id}: image of {_by(i.shape)} but mask of {_by(t.shape)} px; "
+                            "expected the same size, so check which mask belongs to it")
 
 def _classes(masks: Sequence | None, targets: Mapping, name: str, n_classes: int) -> int:
     "`n_classes`; refuses ids beyond it, and masks in which 255 cannot be told from foreground."
-    if not 2 <= n_classes <= 255: raise UserError(f"{name}: n_classes is {n_classes}; expected 2 to 255, the background included")
-    seen = {id: set(np.flatnonzero(np.bincount(t.ravel(), minlength=256)).tolist()) for id, t in targets.items() if t is not None}
+    if not 2 <= n_classes <= 255:
+        raise UserError(f"{name}: n_classes is {n_classes}; expected 2 to 255, the background included")
+    seen = {id: set(np.flatnonzero(np.bincount(t.ravel(), minlength=256)).tolist())
+            for id, t in targets.items() if t is not None}
     top = {id: max(v - {255}, default=0) for id, v in seen.items()}
-    if wide := [id for id in top if top[id] >= n_classes]: raise UserError(
-        f"{name}: mask of {wide[0]} holds the value {top[wide[0]]}, with n_classes={n_classes}; expected class ids below {n_classes}, or -1 to ignore, "
-        f"so pass n_classes={max(top.values()) + 1} if they are class ids, or mask > 0 if each object has a number of its own")
+    if wide := [id for id in top if top[id] >= n_classes]:
+        raise UserError(
+            f"{name}: mask of {wide[0]} holds the value {top[wide[0]]}, with n_classes={n_classes}; expected class "
+            f"ids below {n_classes}, or -1 to ignore, so pass n_classes={max(top.values()) + 1} if they are class "
+            "ids, or mask > 0 if each object has a number of its own")
     _tell_255(dict(zip(targets, masks if masks is not None else [])), seen, name)
     return n_classes
 
 def _tell_255(masks: Mapping, seen: Mapping, name: str) -> None:
-    "`UserError` where 255 may be foreground: no mask but those of 0 and 255, or some of these beside others, and none holds both 255 and an id."
-    plain = {id: v for id, v in seen.items() if 255 in v and not np.min(masks[id]) < 0} # ignored pixels that were written as 255
+    """`UserError` where 255 may be foreground: no mask but those of 0 and 255, or some of these beside others, and none
+    holds both 255 and an id."""
+    # ignored pixels that were written as 255
+    plain = {id: v for id, v in seen.items() if 255 in v and not np.min(masks[id]) < 0}
     if not plain or any(v & {*range(1, 255)} for v in plain.values()): return
     others = [id for id, v in seen.items() if id not in plain and v & {*range(1, 255)} or np.min(masks[id]) < 0]
-    if not others: raise UserError(
-        f"{name}: masks hold no value but 0 and 255, and 255 means ignore; if it is your foreground pass masks == 255, if it is to be ignored write -1 instead")
-    if white := [id for id, v in plain.items() if 0 in v]: raise UserError( # a mask of nothing but 255 is one without any label
-        f"{name}: mask of {white[0]} holds 255, that of {others[0]} ids or -1, and none holds both 255 and an id; is 255 foreground, or to be ignored? "
-        "Pass mask == 255 for the first if it is foreground, or write -1 for what is to be ignored")
+    if not others:
+        raise UserError(f"{name}: masks hold no value but 0 and 255, and 255 means ignore; if it is your "
+                        "foreground pass masks == 255, if it is to be ignored write -1 instead")
+    if white := [id for id, v in plain.items() if 0 in v]:
+        raise UserError(
+            # a mask of nothing but 255 is one without any label
+            f"{name}: mask of {white[0]} holds 255, that of {others[0]} ids or -1, and none holds "
+            "both 255 and an id; is 255 foreground, or to be ignored? Pass mask == 255 for the "
+            "first if it is foreground, or write -1 for what is to be ignored")
 
 # %% ../../nbs/data/02_images.ipynb #efdadee9
 @dataclass(frozen=True)
@@ -334,12 +362,15 @@ class Data:
         return {n: s for n in ("train", "val", "test", "unlabeled") if (s := getattr(self, n)) is not None}
 
     def pool(self) -> ImageSet:
-        "All images that can be pseudo-labeled or labeled: the training images and, under the names `unlabeled/…` that runs give them, those without labels."
+        """All images that can be pseudo-labeled or labeled: the training images and, under the names `unlabeled/…` that
+        runs give them, those without labels."""
         train, bare = (s if s is not None else ImageSet(()) for s in (self.train, self.unlabeled))
-        return (train if len(train) else bare)._with([*train.items, *(replace(item, id=f"unlabeled/{item.id}") for item in bare.items)])
+        return (train if len(train) else bare)._with(
+            [*train.items, *(replace(item, id=f"unlabeled/{item.id}") for item in bare.items)])
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [("split", "images", "with masks", "size (px)", "channels"), *((n, *s.summary()[1:]) for n, s in self.splits.items())]
+        return [("split", "images", "with masks", "size (px)", "channels"),
+                *((n, *s.summary()[1:]) for n, s in self.splits.items())]
 
     def __repr__(self) -> str:
         rows = self._rows()

@@ -59,9 +59,11 @@ def turned(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (channels, crop, crop), (crop, crop), (crop, crop)
     "A window at an angle. Beyond the edge the image is mirrored, the mask ignored and the weight 0."
     from scipy.ndimage import affine_transform
-    matrix = np.round([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], 12) / zoom # rounded, so that a quarter turn meets the pixels
+    # rounded, so that a quarter turn meets the pixels
+    matrix = np.round([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], 12) / zoom
     view = dict(matrix=matrix, offset=middle - matrix @ np.full(2, (crop - 1) / 2), output_shape=(crop, crop))
-    nearest = [affine_transform(x, order=0, mode="constant", cval=beyond, **view) for x, beyond in ((mask, 255), (weight, 0))]
+    nearest = [
+        affine_transform(x, order=0, mode="constant", cval=beyond, **view) for x, beyond in ((mask, 255), (weight, 0))]
     return np.stack([affine_transform(x, order=1, mode="mirror", **view) for x in image]), *nearest
 
 class CropSampler:
@@ -70,7 +72,8 @@ class CropSampler:
         source, # `ImageSet` with masks, or `PseudoImages`: `len`, `shape`, `crop`, `mask_crop`, `mask`
         crop: int = 128, # side of the window, px
         foreground_share: float = 0.5, # of the windows, centered on a foreground pixel
-        rotations: str = "quarter", # "quarter": the eight orientations; "any": every angle, and 0.8 to 1.25 times as large
+        # "quarter": the eight orientations; "any": every angle, and 0.8 to 1.25 times as large
+        rotations: str = "quarter",
     ):
         self.source, self.crop, self.foreground_share, self.rotations = source, crop, foreground_share, rotations
         self._points: dict[int, np.ndarray] = {}
@@ -84,24 +87,29 @@ class CropSampler:
 
     def _cut(self, i: int, start: Sequence[int], size: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Image, mask and weight of a rectangle."
-        weight = self.source.weight_crop(i, *start, *size) if getattr(self.source, "weighs", False) else np.ones(size, np.float32)
+        weight = self.source.weight_crop(i, *start, *size) if getattr(
+            self.source, "weighs", False) else np.ones(size, np.float32)
         return self.source.crop(i, *start, *size), self.source.mask_crop(i, *start, *size), weight
 
-    def _at_an_angle(self, i: int, start: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _at_an_angle(self, i: int, start: Sequence[int],
+                     rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "The window that lies there, turned around its middle, enlarged or reduced."
-        angle, zoom, reach = rng.uniform(0, 2 * np.pi), 1.25 ** rng.uniform(-1, 1), round(0.9 * self.crop) # half the diagonal of what is shown at most
+        # half the diagonal of what is shown at most
+        angle, zoom, reach = rng.uniform(0, 2 * np.pi), 1.25 ** rng.uniform(-1, 1), round(0.9 * self.crop)
         middle = np.minimum(np.array(start) + self.crop // 2, np.array(self.source.shape(i)) - 1)
         low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, self.source.shape(i))
         return turned(*self._cut(i, low.tolist(), (high - low).tolist()), middle - low, self.crop, angle, zoom)
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]: # image (channels, crop, crop), mask (crop, crop), weight (crop, crop), centered on foreground?
+    # image (channels, crop, crop), mask (crop, crop), weight (crop, crop), centered on foreground?
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
         "One window of one image, turned and mirrored, and whether it was centered on foreground."
         i, centered = int(rng.integers(len(self))), rng.random() < self.foreground_share
         points = self.points(i) if centered else ()
         center = points[rng.integers(len(points))] if len(points) else (None, None)
         size = [min(s, self.crop) for s in self.source.shape(i)]
         start = [window_start(s, self.crop, c, rng) for s, c in zip(self.source.shape(i), center)]
-        window = self._at_an_angle(i, start, rng) if self.rotations == "any" else pad_window(*self._cut(i, start, size), self.crop)
+        window = self._at_an_angle(i, start, rng) if self.rotations == "any" else pad_window(
+            *self._cut(i, start, size), self.crop)
         rotations, mirror = rng.integers(4), 1 - 2 * rng.integers(2)
         return *(np.rot90(x, rotations, (-2, -1))[..., ::mirror] for x in window), centered
 
@@ -112,17 +120,20 @@ class Batch(NamedTuple):
     masks: Tensor # (n, crop, crop) int64: classes, 255 = ignore
     is_pseudo: Tensor # (n,) bool
     weights: Tensor # (n, crop, crop) float32: of a pixel relative to the others of its kind
-    uniform: Tensor # (n,) bool: drawn anywhere, not centered on foreground; together they show the classes as they occur
+    # (n,) bool: drawn anywhere, not centered on foreground; together they show the classes as they occur
+    uniform: Tensor
     weak: Tensor # (m, channels, crop, crop) the pseudo-labeled windows as they are, for a teacher
     strong2: Tensor # (m, channels, crop, crop) another view of them, or (0, …) where none was asked for
 
 def _part(windows: CropSampler, n: int, rng: np.random.Generator, view: Callable) -> list[tuple]:
     "`n` windows, their images as they are and changed by `view`: (changed, mask, weight, uniform, as it is)."
-    return [(view(x, rng), mask, weight, not centered, x) for x, mask, weight, centered in (windows.draw(rng) for _ in range(n))]
+    return [(view(x, rng), mask, weight, not centered, x)
+            for x, mask, weight, centered in (windows.draw(rng) for _ in range(n))]
 
 def _images(windows: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
     "Windows as one tensor, in the memory format that convolutions like."
-    return torch.from_numpy(np.stack(windows) if windows else np.zeros((0, *shape), np.float32)).contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(np.stack(windows) if windows else np.zeros((0, *shape), np.float32)).contiguous(
+        memory_format=torch.channels_last)
 
 def batch_at(
     step: int, # from 0
@@ -138,7 +149,9 @@ def batch_at(
     "The batch of a step: a pure function of seed, phase and step."
     n, m = batch_size, 0
     if pseudo is not None and len(pseudo):
-        n = batch_size if paired else int(random_stream(seed, "places", phase, step).binomial(2 * batch_size, len(labeled) / (len(labeled) + len(pseudo))))
+        n = batch_size if paired else int(
+            random_stream(seed, "places", phase, step).binomial(
+                2 * batch_size, len(labeled) / (len(labeled) + len(pseudo))))
         m = 2 * batch_size - n
     # the name of a stream decides its numbers: both spellings would do, and the first one is kept so that runs repeat
     stream = random_stream(seed, "labelled", phase, step) # both spellings
@@ -149,8 +162,9 @@ def batch_at(
     rng = random_stream(seed, "second view", phase, step)
     second = [view(x, rng) for view in more for x in plain[n:]]
     shape = images[0].shape
-    return Batch(_images(images, shape), torch.from_numpy(np.stack(masks)).long(), torch.arange(n + m) >= n,
-                 torch.from_numpy(np.stack(weights)), torch.tensor(uniform), _images(plain[n:], shape), _images(second, shape))
+    return Batch(
+        _images(images, shape), torch.from_numpy(np.stack(masks)).long(), torch.arange(n + m) >= n,
+        torch.from_numpy(np.stack(weights)), torch.tensor(uniform), _images(plain[n:], shape), _images(second, shape))
 
 def batches(
     labeled, # `ImageSet` with masks

@@ -76,11 +76,14 @@ def _paired(folder: Path, image: Path, mask: Path) -> list[tuple[str, Header, Pa
 
 def _check_turned(image: Path, mask: Path, header: Header, other: Header) -> None:
     "Raise `UserError` where only one of the two asks to be turned."
-    if header.shape == other.shape or header.shape != other.shape[::-1] or (TURNED in header.remarks) == (TURNED in other.remarks): return
+    if (header.shape == other.shape or header.shape != other.shape[::-1]
+            or (TURNED in header.remarks) == (TURNED in other.remarks)):
+        return
     lying = image if TURNED in header.remarks else mask
-    raise UserError(f"{mask}: mask of {other.shape[0]} × {other.shape[1]} px, its image has {header.shape[0]} × {header.shape[1]}, "
-                    f"since {lying.name} {TURNED}; expected both turned or none, so export the masks as the images are shown, "
-                    "or remove the tag from the images if the masks were drawn on the pixels as stored (exiftool -Orientation= FILE)")
+    raise UserError(f"{mask}: mask of {other.shape[0]} × {other.shape[1]} px, its image has {header.shape[0]} × "
+                    f"{header.shape[1]}, since {lying.name} {TURNED}; expected both turned or none, so export the "
+                    "masks as the images are shown, or remove the tag from the images if the masks were drawn on "
+                    "the pixels as stored (exiftool -Orientation= FILE)")
 
 def _bare(folder: Path, image: Path) -> list[tuple[str, Header, Path, int]]:
     "Return the images of a file."
@@ -168,7 +171,8 @@ def read_pairs(
     if bare: items["unlabeled"] = [*items.get("unlabeled", ()), *bare]
     seen = frozenset().union(*(found.seen for found in pairs.values()))
     headers = {image: h for found in pairs.values() for _, h, image, _, _ in found.paired}
-    notes = [note, *remark_notes(headers.values()), *(line for s, found in pairs.items() for line in _pair_notes(s, found))]
+    notes = [
+        note, *remark_notes(headers.values()), *(line for s, found in pairs.items() for line in _pair_notes(s, found))]
     return Reading(items, max(found.channels for found in pairs.values()), class_names(n), notes, seen)
 
 def _pair_notes(split: str, pairs: Pairs) -> Iterator[str]:

@@ -56,10 +56,12 @@ def box_problem(
     shape: tuple[int, int], # (H, W) of the image, px
 ) -> str: # empty if it is usable
     "What is wrong with a box."
-    if not (_numbers(bbox) and len(bbox) == 4): return f"has bbox {bbox}; expected four finite numbers [x, y, width, height]"
+    if not (_numbers(bbox) and len(bbox) == 4):
+        return f"has bbox {bbox}; expected four finite numbers [x, y, width, height]"
     x, y, w, h = bbox
     if w <= 0 or h <= 0: return f"has bbox {bbox}; width and height must be > 0"
-    if x >= shape[1] or y >= shape[0] or x + w <= 0 or y + h <= 0: return f"has bbox {bbox}, wholly outside its image; expected some of it within {shape[1]} × {shape[0]} px"
+    if x >= shape[1] or y >= shape[0] or x + w <= 0 or y + h <= 0:
+        return f"has bbox {bbox}, wholly outside its image; expected some of it within {shape[1]} × {shape[0]} px"
     return ""
 
 def box_sticks_out(
@@ -72,7 +74,8 @@ def box_sticks_out(
 
 def _numbers(values: Any) -> bool:
     "A list of finite numbers?"
-    return isinstance(values, (list, tuple)) and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in values)
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in values)
 
 # %% ../../nbs/data/00_masks.ipynb #a56035dd
 def polygon_problem(
@@ -82,10 +85,12 @@ def polygon_problem(
     "What is wrong with an object's polygons."
     for p in polygons:
         if not _numbers(p) or len(p) < 6 or len(p) % 2:
-            return f"has a polygon {_brief(p)}; expected a flat list [x1, y1, x2, y2, x3, y3, …] of at least three points"
+            return (
+                f"has a polygon {_brief(p)}; expected a flat list [x1, y1, x2, y2, x3, y3, …] of at least three points")
         for values, size in ((p[0::2], shape[1]), (p[1::2], shape[0])):
             if max(values) <= 0 or min(values) >= size or min(values) < -size or max(values) > 2 * size:
-                return f"has a polygon {_brief(p)} outside, or far outside, its image; expected it within {shape[1]} × {shape[0]} px"
+                return (f"has a polygon {_brief(p)} outside, or far outside, its image; "
+                        f"expected it within {shape[1]} × {shape[0]} px")
     return ""
 
 def _brief(value: Any) -> str:
@@ -105,7 +110,8 @@ def polygons_to_mask(
 def run_lengths(
     counts: str | bytes | Sequence[int], # compressed or not
 ) -> list[int]: # px: background, object, background, …
-    "The runs in a COCO code (the format of pycocotools' `rleFrString`); raises `ValueError` where text is not such a code."
+    """The runs in a COCO code (the format of pycocotools' `rleFrString`); raises `ValueError` where text is not such a
+    code."""
     if not isinstance(counts, (str, bytes)): return [int(c) for c in counts]
     runs, value, shift = [], 0, 0
     for c in counts.encode("latin-1") if isinstance(counts, str) else counts:
@@ -126,12 +132,16 @@ def rle_problem(
 ) -> str: # empty if it is usable
     "What is wrong with a run-length code."
     size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list) or tuple(size) != tuple(shape): return f"has a run-length code of size {size}; expected [{shape[0]}, {shape[1]}], the image's height and width"
-    if not (isinstance(counts, (str, bytes)) or _numbers(counts)): return f"has counts {_brief(counts)}; expected a list of whole numbers, or text"
+    if not isinstance(size, list) or tuple(size) != tuple(shape):
+        return f"has a run-length code of size {size}; expected [{shape[0]}, {shape[1]}], the image's height and width"
+    if not (isinstance(counts, (str, bytes)) or _numbers(counts)):
+        return f"has counts {_brief(counts)}; expected a list of whole numbers, or text"
     try: runs = run_lengths(counts)
-    except (ValueError, OverflowError) as e: return f"has a run-length code that cannot be read ({e}); expected counts as COCO writes them"
+    except (ValueError, OverflowError) as e:
+        return f"has a run-length code that cannot be read ({e}); expected counts as COCO writes them"
     if min(runs, default=-1) < 0 or sum(runs) != shape[0] * shape[1]:
-        return f"has runs that add up to {sum(runs):,} px; expected {shape[0] * shape[1]:,} for {shape[0]} × {shape[1]} px, and none below 0"
+        return (f"has runs that add up to {sum(runs):,} px; expected {shape[0] * shape[1]:,} "
+                f"for {shape[0]} × {shape[1]} px, and none below 0")
     return ""
 
 def rle_to_mask(
@@ -142,7 +152,8 @@ def rle_to_mask(
     return coco.decode(coco.frPyObjects({"size": rle["size"], "counts": run_lengths(rle["counts"])}, *rle["size"]))
 
 # %% ../../nbs/data/00_masks.ipynb #d064c49a
-CONVENTIONS = {"0/1": {0: 0, 1: 1}, "0/255": {0: 0, 255: 1}, "0/1/255": {0: 0, 1: 1, 255: 255, -1: 255}, "threshold": None, "nonzero": None, "classes": None}
+CONVENTIONS = {"0/1": {0: 0, 1: 1}, "0/255": {0: 0, 255: 1}, "0/1/255": {0: 0, 1: 1, 255: 255, -1: 255},
+               "threshold": None, "nonzero": None, "classes": None}
 
 def threshold_mask(
     raw: np.ndarray, # (H, W), an integer type
@@ -160,15 +171,17 @@ def decide_convention(
 def common_convention(
     seen: Mapping[str, set], # the values of each mask looked at, by a name for messages
 ) -> str: # as `decide_convention` gives it
-    "The convention of several masks; raises `UserError` where 255 is foreground in some of them, or ignored, and nothing tells which."
+    """The convention of several masks; raises `UserError` where 255 is foreground in some of them, or ignored, and
+    nothing tells which."""
     name = decide_convention(set().union(*seen.values()))
     if name != "0/1/255" or any({1, 255} <= v for v in seen.values()): return name
     white = next((n for n, v in seen.items() if 255 in v), None)
     other = next((n for n, v in seen.items() if v & {1, -1}), None)
     if white is None: return name
-    raise UserError(f"{white} holds 255 and {other} holds {1 if 1 in seen[other] else -1}, and no mask holds both 1 and 255: "
-                    'is 255 foreground, or to be ignored? Pass mask_values="nonzero" if 1 and 255 are both foreground, '
-                    '"0/1/255" if 255 is to be ignored, or save all masks alike')
+    raise UserError(
+        f"{white} holds 255 and {other} holds {1 if 1 in seen[other] else -1}, and no mask holds both 1 and 255: "
+        'is 255 foreground, or to be ignored? Pass mask_values="nonzero" if 1 and 255 are both '
+        'foreground, "0/1/255" if 255 is to be ignored, or save all masks alike')
 
 def apply_convention(
     raw: np.ndarray, # (H, W), or (H, W, 3) with equal channels
@@ -180,12 +193,14 @@ def apply_convention(
     raw = one_channel(raw, name)
     known = lookup(CONVENTIONS, convention, "mask convention")
     if convention in ("threshold", "nonzero"):
-        return np.where(raw == -1, np.uint8(255), threshold_mask(raw) if convention == "threshold" else raw != 0).astype(np.uint8)
+        return np.where(
+            raw == -1, np.uint8(255), threshold_mask(raw) if convention == "threshold" else raw != 0).astype(np.uint8)
     allowed = known or {**{v: v for v in [*range(min(n_classes, 255)), 255]}, -1: 255}
     values = np.unique(raw)
     if odd := [v for v in values.tolist() if v not in allowed]:
-        raise UserError(f"{name}: mask holds the value {odd[0]:g}; expected {_list(allowed)} (convention {convention}, found in the masks looked at first); "
-                        f"pass mask_values as one of {', '.join(CONVENTIONS)}, or mend the mask")
+        raise UserError(
+            f"{name}: mask holds the value {odd[0]:g}; expected {_list(allowed)} (convention {convention}, found in "
+            f"the masks looked at first); pass mask_values as one of {', '.join(CONVENTIONS)}, or mend the mask")
     if values[0] >= 0 and all(allowed[v] == v for v in values.tolist()): return raw.astype(np.uint8)
     return np.array([allowed[v] for v in values.tolist()], np.uint8)[np.searchsorted(values, raw)]
 

@@ -16,8 +16,9 @@ import numpy as np
 from ..core import UserError
 
 # %% ../../nbs/data/10_mrc.ipynb #745aa8ae
-MODES = {0: "8-bit integers", 1: "16-bit integers", 2: "32-bit floats", 3: "complex 16-bit integers", 4: "complex 32-bit floats", 6: "unsigned 16-bit integers",
-         12: "16-bit floats", 16: "colors of three bytes", 101: "4-bit integers"}
+MODES = {0: "8-bit integers", 1: "16-bit integers", 2: "32-bit floats", 3: "complex 16-bit integers",
+         4: "complex 32-bit floats", 6: "unsigned 16-bit integers", 12: "16-bit floats", 16: "colors of three bytes",
+         101: "4-bit integers"}
 _TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
 _IMOD = 1146047817 # its stamp
 _NSYMBT = 92 # where the header says how long the extended one is
@@ -45,14 +46,22 @@ class MrcHeader:
 def read_mrc_header(
     path: str | Path,
 ) -> MrcHeader:
-    "Size, number of images, type and pixel size; raises `UserError` for what is no MRC file of images, or not as long as its header says."
+    """Size, number of images, type and pixel size; raises `UserError` for what is no MRC file of images, or not as long
+    as its header says."""
     h = _raw_header(Path(path))
     mode, nx, ny, nz = int(h.mode), int(h.nx), int(h.ny), int(h.nz)
-    if mode not in MODES or min(nx, ny, nz) < 1: raise UserError(f"{path}: header says mode {mode} and {nx} × {ny} × {nz} values; expected a mode of {', '.join(map(str, MODES))} and sizes of at least 1, so this is no MRC file, or a damaged one: export it again")
-    if mode not in _TYPES: raise UserError(f"{path}: mode {mode}, {MODES[mode]}; expected an image of plain numbers (mode {', '.join(map(str, _TYPES))}), so export the micrograph itself and not {'its transform' if mode < 16 else 'a picture of it'}")
+    if mode not in MODES or min(nx, ny, nz) < 1:
+        raise UserError(f"{path}: header says mode {mode} and {nx} × {ny} × {nz} values; expected a "
+                        f"mode of {', '.join(map(str, MODES))} and sizes of at least 1, so this is "
+                        "no MRC file, or a damaged one: export it again")
+    if mode not in _TYPES:
+        raise UserError(f"{path}: mode {mode}, {MODES[mode]}; expected an image of plain numbers (mode "
+                        f"{', '.join(map(str, _TYPES))}), so export the micrograph itself and not "
+                        f"{'its transform' if mode < 16 else 'a picture of it'}")
     kind = "u1" if mode == 0 and _unsigned(h) else _TYPES[mode]
     pixel = float(h.cella.x) / int(h.mx) if int(h.mx) > 0 and float(h.cella.x) > 0 else float("nan")
-    found = MrcHeader((ny, nx), nz, mode, np.dtype(kind).newbyteorder(h.mode.dtype.byteorder).str, round(pixel, 6), 1024 + max(0, int(h.nsymbt)))
+    found = MrcHeader((ny, nx), nz, mode, np.dtype(kind).newbyteorder(h.mode.dtype.byteorder).str, round(pixel, 6),
+                      1024 + max(0, int(h.nsymbt)))
     _check_size(Path(path), found)
     return found
 
@@ -61,18 +70,24 @@ def _raw_header(path: Path):
     from mrcfile.mrcinterpreter import MrcInterpreter
     try:
         with open(path, "rb") as f: start = f.read(1024)
-        alone = start[:_NSYMBT] + bytes(4) + start[_NSYMBT + 4:] # without an extended header, for which memory would be taken as the file claims
-        with warnings.catch_warnings(): # old files without the word MAP, or with a wrong machine stamp, are read all the same
+        # without an extended header, for which memory would be taken as the file claims
+        alone = start[:_NSYMBT] + bytes(4) + start[_NSYMBT + 4:]
+        # old files without the word MAP, or with a wrong machine stamp, are read all the same
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = MrcInterpreter(BytesIO(alone), permissive=True, header_only=True).header.copy()
         header.nsymbt = np.frombuffer(start, header.nsymbt.dtype, 1, _NSYMBT)[0]
         return header
-    except FileNotFoundError: raise UserError(f"{path}: no such file; expected a micrograph there, so check the path") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a micrograph there, so check the path") from None
     except Exception as e: # ValueError, OSError, and whatever a damaged file leads to
-        raise UserError(f"{path}: cannot be read as MRC ({' '.join(str(e).split())[:100]}); expected a header of 1,024 bytes, so the file is truncated or of another kind: copy it again") from None
+        raise UserError(f"{path}: cannot be read as MRC ({' '.join(str(e).split())[:100]}); expected a "
+                        "header of 1,024 bytes, so the file is truncated or of another kind: copy it again") from None
 
 def _unsigned(header) -> bool:
-    "Do bytes have no sign? IMOD's stamp says so; without it, the least and largest value do, where bytes with a sign cannot hold them."
+    """Do bytes have no sign?
+
+    IMOD's stamp says so; without it, the least and largest value do, where bytes with a sign cannot hold them."""
     stamp, flags = np.frombuffer(header.tobytes(), header.mode.dtype, 2, 152)
     low, high = float(header.dmin), float(header.dmax)
     return not flags & 1 if stamp == _IMOD else 0 <= low <= high <= 255 and high > 127
@@ -80,9 +95,13 @@ def _unsigned(header) -> bool:
 def _check_size(path: Path, header: MrcHeader) -> None:
     "`UserError` unless the file has as many bytes as its header says."
     found, (height, width), expected = path.stat().st_size, header.shape, header.file_bytes
-    said = f"its header says {header.images} × {height} × {width} values of mode {header.mode}, which take {expected:,} bytes, but the file has {found:,}"
-    if found < expected: raise UserError(f"{path}: {said}; expected all of them, so the file is truncated: copy it again")
-    if found > expected: raise UserError(f"{path}: {said}; expected no more than these, so header and data do not belong together: write the file again")
+    said = (f"its header says {header.images} × {height} × {width} values of mode "
+            f"{header.mode}, which take {expected:,} bytes, but the file has {found:,}")
+    if found < expected:
+        raise UserError(f"{path}: {said}; expected all of them, so the file is truncated: copy it again")
+    if found > expected:
+        raise UserError(f"{path}: {said}; expected no more than these, so header and "
+                        "data do not belong together: write the file again")
 
 # %% ../../nbs/data/10_mrc.ipynb #5e5769ad
 _MAP_FROM = 2**24 # bytes; smaller images are read, since every mapped file stays open
@@ -91,9 +110,12 @@ def read_mrc(
     path: str | Path,
     image: int = 0, # of a stack
 ) -> np.ndarray: # (H, W), of the file's type; read-only
-    "One image. A large one is memory-mapped: only what is touched is read. Raises `UserError` for a damaged file, or an image that the stack does not have."
+    """One image. A large one is memory-mapped: only what is touched is read.
+
+    Raises `UserError` for a damaged file, or an image that the stack does not have."""
     h = read_mrc_header(path)
-    if not 0 <= image < h.images: raise UserError(f"{path}: image {image} asked for; expected 0 to {h.images - 1}, the images of this stack")
+    if not 0 <= image < h.images:
+        raise UserError(f"{path}: image {image} asked for; expected 0 to {h.images - 1}, the images of this stack")
     size = h.shape[0] * h.row_bytes
     raw = np.memmap(path, np.uint8, "r", h.offset + image * size, (h.shape[0], h.row_bytes))
     if size < _MAP_FROM: raw = np.array(raw)
@@ -112,6 +134,10 @@ def check_micrograph(
 ) -> np.ndarray: # the same
     "`UserError` for an image with NaN or infinite values, or of a single value."
     low, high = pixels.min(), pixels.max()
-    if not np.isfinite([low, high]).all(): raise UserError(f"{path}: {int((~np.isfinite(pixels)).sum()):,} pixels are NaN or infinite; expected finite values, so correct the micrograph again, or replace them (by the image's mean, say)")
-    if low == high: raise UserError(f"{path}: every pixel is {low:g}; expected a picture, so the exposure failed or the file was never filled: leave it out")
+    if not np.isfinite([low, high]).all():
+        raise UserError(f"{path}: {int((~np.isfinite(pixels)).sum()):,} pixels are NaN or infinite; expected finite "
+                        "values, so correct the micrograph again, or replace them (by the image's mean, say)")
+    if low == high:
+        raise UserError(f"{path}: every pixel is {low:g}; expected a picture, so the "
+                        "exposure failed or the file was never filled: leave it out")
     return pixels

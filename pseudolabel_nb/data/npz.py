@@ -23,14 +23,18 @@ from .zarr_store import zarr_arrays, zarr_headers
 def read_array_headers(
     path: Path, # .npz, or the folder of a Zarr store
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]: # name -> (shape, dtype)
-    "Shapes and types of the arrays in a file, without decompressing them; raises `UserError` for objects and damaged files."
+    """Shapes and types of the arrays in a file, without decompressing them; raises `UserError` for objects and damaged
+    files."""
     if path.is_dir(): return zarr_headers(path)
     try:
         with zipfile.ZipFile(path) as z: found = {n.removesuffix(".npy"): _header(z, n) for n in z.namelist()}
     except Exception as e: # BadZipFile, OSError, zlib.error, RuntimeError for a password …
-        raise UserError(f"{path}: cannot be read as NPZ ({' '.join(str(e).split())[:100]}); expected a file of np.savez, so the file is truncated or damaged: write it again") from None
+        raise UserError(f"{path}: cannot be read as NPZ ({' '.join(str(e).split())[:100]}); expected a file "
+                        "of np.savez, so the file is truncated or damaged: write it again") from None
     for name, (_, dtype) in found.items():
-        if dtype.hasobject: raise UserError(f"{path}: {name} is an array of Python objects; pickles are never loaded, so save images of one size as a numeric array, or as PNG files")
+        if dtype.hasobject:
+            raise UserError(f"{path}: {name} is an array of Python objects; pickles are never loaded, so "
+                            "save images of one size as a numeric array, or as PNG files")
     return found
 
 def _header(z: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -45,7 +49,8 @@ def load_array(
     path: Path,
     name: str, # "images" or "masks"
 ) -> np.ndarray:
-    "One array of a file, kept in `cache`, or of a Zarr store, which is read as it is indexed; raises `UserError` if it is damaged."
+    """One array of a file, kept in `cache`, or of a Zarr store, which is read as it is indexed; raises `UserError` if
+    it is damaged."""
     if path.is_dir(): return zarr_arrays(path)[name]
     return cache.get((str(path), name), partial(_load, path, name))
 
@@ -59,13 +64,16 @@ def _some(
     array = load_array(cache, path, name)
     try: return np.array(array[which])
     except Exception as e: # a chunk of a Zarr store: whatever its codec raises
-        raise UserError(f"{path}: {name}[{which}] cannot be decompressed ({' '.join(str(e).split())[:100]}); a chunk is truncated or damaged, so write the store again") from None
+        raise UserError(
+            f"{path}: {name}[{which}] cannot be decompressed ({' '.join(str(e).split())[:100]}); a chunk "
+            "is truncated or damaged, so write the store again") from None
 
 def _load(path: Path, name: str) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as f: return f[name]
     except Exception as e: # zlib.error, BadZipFile, ValueError …
-        raise UserError(f"{path}: {name} cannot be decompressed ({' '.join(str(e).split())[:100]}); the file is truncated or damaged, so write it again") from None
+        raise UserError(f"{path}: {name} cannot be decompressed ({' '.join(str(e).split())[:100]}); the "
+                        "file is truncated or damaged, so write it again") from None
 
 # %% ../../nbs/data/04_npz.ipynb #69580d66
 def npz_items(
@@ -81,8 +89,9 @@ def npz_items(
     convention, n, note = _decide(cache, shapes, mask_values, multiclass) if labeled else ("", 2, "")
     sets = {}
     for s, files in splits.items():
-        items = [Item(f"{f.stem}/{k:0{len(str(shapes[f][0]))}}", size, partial(_image, cache, f, k), partial(_mask, cache, f, k, size, convention, n) if labeled else None)
-                 for f in files for size in [shapes[f][1]] for k in range(shapes[f][0])]
+        items = [Item(f"{f.stem}/{k:0{len(str(shapes[f][0]))}}", size, partial(_image, cache, f, k),
+                      partial(_mask, cache, f, k, size, convention, n) if labeled
+                      else None) for f in files for size in [shapes[f][1]] for k in range(shapes[f][0])]
         sets[s] = items, max(shapes[f][2] for f in files)
     return sets, n, note
 
@@ -90,15 +99,24 @@ def _checked(path: Path, labeled: bool) -> tuple[int, tuple[int, int], int]:
     "(number of images, (H, W), channels) of one file."
     headers = read_array_headers(path)
     need = ("images", "masks") if labeled else ("images",)
-    if lost := [n for n in need if n not in headers]: raise UserError(f"{path}: no array {lost[0]}; found {', '.join(headers) or 'none'}; expected images (N, H, W) and masks (N, H, W), so save them under these names")
+    if lost := [n for n in need if n not in headers]:
+        raise UserError(f"{path}: no array {lost[0]}; found {', '.join(headers) or 'none'}; expected images "
+                        "(N, H, W) and masks (N, H, W), so save them under these names")
     shape, dtype = headers["images"]
     size, channels = _layout(shape)
-    if not size or dtype.kind not in "buif" or 0 in shape: raise UserError(f"{path}: images of shape {shape} and type {dtype}; expected numbers (N, H, W), (N, H, W, 3) or (N, 1 or 3, H, W), with at least one image")
-    if size[0] * size[1] > MAX_PIXELS: raise UserError(f"{path}: images of {size[0]} × {size[1]} px; expected at most {MAX_PIXELS:,} pixels each, so cut them into tiles")
+    if not size or dtype.kind not in "buif" or 0 in shape:
+        raise UserError(f"{path}: images of shape {shape} and type {dtype}; expected numbers (N, H, W), "
+                        "(N, H, W, 3) or (N, 1 or 3, H, W), with at least one image")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"{path}: images of {size[0]} × {size[1]} px; expected at most "
+                        f"{MAX_PIXELS:,} pixels each, so cut them into tiles")
     if not labeled: return shape[0], size, channels
     m, kind = headers["masks"]
-    if m not in ((shape[0], *size), (shape[0], 1, *size), (shape[0], *size, 1)): raise UserError(f"{path}: masks of shape {m}; expected {(shape[0], *size)} as the images, so save one mask of the same size for each")
-    if kind.kind not in "buif": raise UserError(f"{path}: masks of type {kind}; expected numbers, so save class ids, -1 or 255 to ignore")
+    if m not in ((shape[0], *size), (shape[0], 1, *size), (shape[0], *size, 1)):
+        raise UserError(f"{path}: masks of shape {m}; expected {(shape[0], *size)} as the "
+                        "images, so save one mask of the same size for each")
+    if kind.kind not in "buif":
+        raise UserError(f"{path}: masks of type {kind}; expected numbers, so save class ids, -1 or 255 to ignore")
     return shape[0], size, channels
 
 def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int]:
@@ -108,7 +126,8 @@ def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int]:
     if shape[3] > 4 and shape[1] in (1, 3): return shape[2:], shape[1]
     return (shape[1:3], 3 if shape[3] > 2 else 1) if shape[3] in (1, 3, 4) else (None, 1)
 
-def _seen(cache: Cache, path: Path, n: int, size: tuple[int, int], at_once: int = 2**26) -> dict[str, set]: # pixels at once
+# pixels at once
+def _seen(cache: Cache, path: Path, n: int, size: tuple[int, int], at_once: int = 2**26) -> dict[str, set]:
     "The values in each of a file's masks, by a name for messages."
     some = max(1, at_once // (size[0] * size[1]))
     read = (mask for k in range(0, n, some) for mask in _some(cache, path, "masks", slice(k, k + some)))
@@ -119,13 +138,19 @@ def _decide(cache: Cache, shapes: dict, mask_values: str, multiclass: bool) -> t
     each = {name: v for f, (n, size, _) in shapes.items() for name, v in _seen(cache, f, n, size).items()}
     seen = set().union(*each.values())
     ids = {255 if v == -1 else v for v in seen}
-    if multiclass and (odd := [v for v in ids if not (0 <= v <= 255 and v == int(v))]): raise UserError(f"{next(iter(shapes))}: masks hold the value {odd[0]:g}; expected class ids 0 to 254, -1 or 255 to ignore, so save the masks so")
-    if multiclass: return "classes", max([2, *(int(v) + 1 for v in ids if v != 255)]), "masks: values read as class ids, -1 and 255 = ignore"
+    if multiclass and (odd := [v for v in ids if not (0 <= v <= 255 and v == int(v))]):
+        raise UserError(f"{next(iter(shapes))}: masks hold the value {odd[0]:g}; expected class "
+                        "ids 0 to 254, -1 or 255 to ignore, so save the masks so")
+    if multiclass:
+        return "classes", max(
+            [2, *(int(v) + 1 for v in ids if v != 255)]), "masks: values read as class ids, -1 and 255 = ignore"
     name = mask_values if mask_values != "auto" else common_convention(each)
     if not name:
         values = ", ".join(f"{v:g}" for v in sorted(seen)[:6])
-        raise UserError(f"{next(iter(shapes))}: masks hold the values {values}{', …' * (len(seen) > 6)}; expected 0 and 1 with -1 or 255 to ignore, or 0 and 255; "
-                        f"pass mask_values as one of {', '.join(CONVENTIONS)} (nonzero, if each object has a number of its own), or multiclass=True for class ids")
+        raise UserError(
+            f"{next(iter(shapes))}: masks hold the values {values}{', …' * (len(seen) > 6)}; expected 0 and 1 with "
+            f"-1 or 255 to ignore, or 0 and 255; pass mask_values as one of {', '.join(CONVENTIONS)} (nonzero, if "
+            "each object has a number of its own), or multiclass=True for class ids")
     lookup(CONVENTIONS, name, "mask convention")
     return name, 2, f"masks: read as {name}" + (", -1 = ignore" if -1 in seen else "")
 

@@ -80,10 +80,12 @@ class Orientation:
     told: bool = False # by the user, not by the image
 
     def __str__(self) -> str:
-        ways = f"z = {self.z_down:.1f} as they stand, {self.z_up:.1f} flipped; {self.picks:,} picks in {self.images} image{'s' * (self.images != 1)}"
+        ways = (f"z = {self.z_down:.1f} as they stand, {self.z_up:.1f} flipped; {self.picks:,} "
+                f"picks in {self.images} image{'s' * (self.images != 1)}")
         if self.told: return f"y points {self.y}, as told ({ways})"
         if not self.y: return f"unclear whether y points down or up ({ways})"
-        return f"y points {self.y}, probability {'> 0.999' if self.probability > 0.999 else f'{self.probability:.3f}'} ({ways})"
+        return (f"y points {self.y}, probability "
+                f"{'> 0.999' if self.probability > 0.999 else f'{self.probability:.3f}'} ({ways})")
 
 least_z, least_probability, least_picks = 5.0, 0.99, 10 # for an answer
 scales = 1.0, 0.6 # of the diameter
@@ -95,7 +97,9 @@ def orientation(
     most: int = 8, # images looked at
     seed: int = 0,
 ) -> Orientation:
-    "Whether y points down or up, by the images; `y` is empty where they do not tell. Raises `UserError` without picks or diameter."
+    """Whether y points down or up, by the images; `y` is empty where they do not tell.
+
+    Raises `UserError` without picks or diameter."""
     if isinstance(picks, Picks): images, picks = from_arrays([images], ids=["image"]), {"image": picks}
     named = [id for id, p in picks.items() if len(p)]
     if not named: raise UserError("picks: none in any image; expected some, so check the files")
@@ -115,13 +119,15 @@ def _both_ways(images: ImageSet, id: str, picks: Picks, diameter: float, seed: i
     ways = picks.centers, np.stack([picks.centers[:, 0], height - 1 - picks.centers[:, 1]], 1)
     for scale in scales:
         contrast, factor = local_contrast(image, diameter * scale)
-        found.append([stand_out(contrast, (centers + 0.5) / factor - 0.5, random_stream(seed, "orientation", id)) for centers in ways])
+        found.append([stand_out(contrast, (centers + 0.5) / factor - 0.5, random_stream(seed, "orientation", id))
+                      for centers in ways])
     return found
 
 def _diameter(picks: dict[str, Picks]) -> float:
     sizes = np.concatenate([p.sizes for p in picks.values()])
     if np.isfinite(sizes).any(): return float(np.nanmedian(sizes))
-    raise UserError("picks: their file gives no diameter; expected one to look for particles of that size, so pass diameter= in px")
+    raise UserError(
+        "picks: their file gives no diameter; expected one to look for particles of that size, so pass diameter= in px")
 
 # %% ../../nbs/data/12_orientation.ipynb #d52496b8
 def read_picks(
@@ -135,6 +141,9 @@ def read_picks(
     if y not in ("auto", "down", "up"): raise UserError(f"y is {y!r}; expected auto, down or up")
     picks = read_coordinates(path, images, diameter=diameter, **options)
     found = orientation(images, picks)
-    if y == "auto" and not found.y: raise UserError(f"{path}: {found}; expected picks that stand out one way, so look at some with the image and pass y=\"down\" or y=\"up\" (RELION and cryoSPARC: down; EMAN's boxes: often up)")
-    if y != "auto": found = Orientation(y, found.z_down, found.z_up, found.probability, found.picks, found.images, told=True)
+    if y == "auto" and not found.y:
+        raise UserError(f"{path}: {found}; expected picks that stand out one way, so look at some with the image and "
+                        "pass y=\"down\" or y=\"up\" (RELION and cryoSPARC: down; EMAN's boxes: often up)")
+    if y != "auto":
+        found = Orientation(y, found.z_down, found.z_up, found.probability, found.picks, found.images, told=True)
     return ({id: p.flipped() for id, p in picks.items()} if found.y == "up" else picks), found

@@ -32,23 +32,30 @@ def open_picked(
     cache: str | Path = "prepared", # folder for prepared images
     pixel: float | None = None, # Å, where the files do not say
 ) -> Data:
-    "Labeled, divided and prepared micrographs; raises `UserError` for whatever cannot be read, or too few micrographs with picks."
+    """Labeled, divided and prepared micrographs; raises `UserError` for whatever cannot be read, or too few micrographs
+    with picks."""
     images = open_unlabeled(micrographs, group_regex=group_regex)
     found, orientation = read_picks(picks, images, y, diameter / scale, scale=scale, outside=outside)
     marked = mark_picks(images, found, rest)
     parts = dict(zip(("train", "val", "test"), _divided(marked, shares, seed)))
     sets = {name: _named(marked.subset(ids), name) for name, ids in parts.items() if ids}
-    if bare := [id for id in images.ids if id not in found]: sets["unlabeled"] = _named(images.subset(bare), "unlabeled")
+    if bare := [id for id in images.ids if id not in found]:
+        sets["unlabeled"] = _named(images.subset(bare), "unlabeled")
     n = sum(map(len, found.values()))
-    notes = (f"{n:,} picks in {len(found):,} micrographs drawn as discs of {diameter:g} px, the rest is {rest}", f"coordinates: {orientation}",
-             f"micrographs divided into {', '.join(f'{len(ids)} {name}' for name, ids in parts.items())}" + f"; {len(bare):,} without picks are unlabeled" * bool(bare))
+    notes = (f"{n:,} picks in {len(found):,} micrographs drawn as discs of {diameter:g} px, the rest is {rest}",
+             f"coordinates: {orientation}",
+             f"micrographs divided into {', '.join(f'{len(ids)} {name}' for name, ids in parts.items())}"
+             + f"; {len(bare):,} without picks are unlabeled" * bool(bare))
     data = Data(Path(micrographs).resolve().name, **sets, notes=notes, classes=("background", "particle"))
     return data if preparation is None else prepare(data, preparation, cache, pixel)
 
-def _divided(images: ImageSet, shares: tuple[float, float], seed: int) -> tuple[tuple[str, ...], ...]: # train, val, test
+# train, val, test
+def _divided(images: ImageSet, shares: tuple[float, float], seed: int) -> tuple[tuple[str, ...], ...]:
     "Ids of the parts, which share no group."
     val, test = shares
-    if not (val > 0 and test >= 0 and val + test < 1): raise UserError(f"shares for validation and test are {val:g} and {test:g}; expected the first over 0, the second at least 0, and less than 1 together, such as (0.2, 0.2)")
+    if not (val > 0 and test >= 0 and val + test < 1):
+        raise UserError(f"shares for validation and test are {val:g} and {test:g}; expected the first over "
+                        "0, the second at least 0, and less than 1 together, such as (0.2, 0.2)")
     held, train = divide_by_group(images.ids, images.groups, val + test, seed)
     if not test: return train, held, ()
     group_of = dict(zip(images.ids, images.groups))

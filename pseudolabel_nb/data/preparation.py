@@ -59,9 +59,14 @@ class Preparation:
     def __post_init__(self):
         lookup(contrasts, self.contrast, "contrast")
         for what, value in (("pixel", self.pixel), ("longest", self.longest), ("limit", self.limit)):
-            if value is not None and not value > 0: raise UserError(f"preparation: {what} is {value}; expected a number > 0")
-        if not 0 <= self.quantiles[0] < self.quantiles[1] <= 1: raise UserError(f"preparation: quantiles are {self.quantiles}; expected two of [0, 1], the lower first, such as (0.001, 0.999)")
-        if self.pixel and self.longest: raise UserError(f"preparation: pixel={self.pixel} and longest={self.longest} both say how large images become; expected one of them, so leave one out")
+            if value is not None and not value > 0:
+                raise UserError(f"preparation: {what} is {value}; expected a number > 0")
+        if not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
+            raise UserError(f"preparation: quantiles are {self.quantiles}; expected two of "
+                            "[0, 1], the lower first, such as (0.001, 0.999)")
+        if self.pixel and self.longest:
+            raise UserError(f"preparation: pixel={self.pixel} and longest={self.longest} both say how "
+                            "large images become; expected one of them, so leave one out")
 
 def by_mad(image: np.ndarray, p: Preparation) -> np.ndarray:
     "Median 0, robust standard deviation 1, cut off at ± `limit`."
@@ -82,11 +87,17 @@ def working_shape(
     preparation: Preparation,
     name: str = "image", # for messages
 ) -> tuple[int, int]: # (H, W) px
-    "Size after preparation, the aspect ratio kept (to a pixel); raises `UserError` where the pixel size is unknown, or an image would have to grow."
-    if preparation.pixel and not pixel == pixel: raise UserError(f"{name}: its file gives no pixel size; expected one for a working pixel of {preparation.pixel:g} Å, so pass pixel= in Å, or longest= instead")
+    """Size after preparation, the aspect ratio kept (to a pixel); raises `UserError` where the pixel size is unknown,
+    or an image would have to grow."""
+    if preparation.pixel and not pixel == pixel:
+        raise UserError(f"{name}: its file gives no pixel size; expected one for a working pixel of "
+                        f"{preparation.pixel:g} Å, so pass pixel= in Å, or longest= instead")
     if pixel <= 0: raise UserError(f"{name}: a pixel of {pixel:g} Å; expected a number over 0, so pass pixel= in Å")
     factor = pixel / preparation.pixel if preparation.pixel else (preparation.longest or max(shape)) / max(shape)
-    if factor > 1: raise UserError(f"{name}: {shape[0]} × {shape[1]} px{f' of {pixel:g} Å' if pixel == pixel else ''} would be enlarged {factor:.2g} times; expected an image that becomes smaller, so choose a working pixel of at least the image's, or a smaller longest side")
+    if factor > 1:
+        raise UserError(f"{name}: {shape[0]} × {shape[1]} px{f' of {pixel:g} Å' if pixel == pixel else ''} would be "
+                        f"enlarged {factor:.2g} times; expected an image that becomes smaller, so choose a working "
+                        "pixel of at least the image's, or a smaller longest side")
     return tuple(max(1, round(s * factor)) for s in shape)
 
 def prepare_image(
@@ -109,24 +120,34 @@ def prepare(
     cache: str | Path, # folder for prepared images; may serve several sets
     pixel: float | None = None, # Å of the images, for files that do not say, or say it wrong
 ):
-    "The same images and masks, prepared when asked for; of a `Data`, all its splits. Raises `UserError` where sizes cannot be had."
-    if isinstance(images, Data): return replace(images, **{n: prepare(s, preparation, cache, pixel) for n, s in images.splits.items()}, notes=(*images.notes, f"prepared: {preparation}"))
+    """The same images and masks, prepared when asked for; of a `Data`, all its splits.
+
+    Raises `UserError` where sizes cannot be had."""
+    if isinstance(images, Data):
+        return replace(images, **{n: prepare(s, preparation, cache, pixel) for n, s in images.splits.items()},
+                       notes=(*images.notes, f"prepared: {preparation}"))
     items = [_prepared(i, preparation, Path(cache), i.pixel if pixel is None else pixel) for i in images.items]
     return ImageSet(items, 1, images.n_classes, Cache(images.cache.limit), images.name, images.hidden)
 
 def _prepared(item: Item, preparation: Preparation, cache: Path, pixel: float) -> Item:
     shape = working_shape(item.shape, pixel, preparation, item.id)
     read = partial(_read_prepared, item.read_image, preparation, cache, pixel, item.id)
-    return replace(item, shape=shape, read_image=read, read_mask=item.read_mask and partial(_small_mask, item.read_mask, shape), pixel=pixel * item.shape[1] / shape[1])
+    return replace(
+        item, shape=shape, read_image=read, read_mask=item.read_mask and partial(_small_mask, item.read_mask, shape),
+        pixel=pixel * item.shape[1] / shape[1])
 
-def _read_prepared(read: Callable, preparation: Preparation, cache: Path, pixel: float, name: str) -> np.ndarray: # float16 (H, W)
+# float16 (H, W)
+def _read_prepared(read: Callable, preparation: Preparation, cache: Path, pixel: float, name: str) -> np.ndarray:
     "The prepared image, from disk if it is there."
     key = hashlib.sha256(json.dumps([content(read), to_dict(preparation), repr(pixel)]).encode()).hexdigest()[:32]
     path = cache / f"{key}.npy"
     if not path.exists():
-        with replacing(path) as part, open(part, "wb") as f: np.save(f, prepare_image(read(), preparation, pixel, name).astype(np.float16))
+        with replacing(path) as part, open(part, "wb") as f:
+            np.save(f, prepare_image(read(), preparation, pixel, name).astype(np.float16))
     try: return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError): raise UserError(f"{path}: a damaged prepared image; expected an array as it was written, so remove the file: it is made again") from None
+    except (ValueError, EOFError, OSError):
+        raise UserError(f"{path}: a damaged prepared image; expected an array as it was "
+                        "written, so remove the file: it is made again") from None
 
 _known: WeakKeyDictionary = WeakKeyDictionary() # reader -> what it reads, in short
 
@@ -136,7 +157,10 @@ def content(
     "A hash of what is read: of the file's bytes where it is a file, else of the array."
     if read not in _known:
         of_file = isinstance(read, partial) and read.func is read_pixels
-        _known[read] = hashlib.sha256(Path(read.args[0]).read_bytes() + repr(sorted(read.keywords.items())).encode()).hexdigest() if of_file else digest(read)
+        _known[read] = (
+            hashlib.sha256(Path(read.args[0]).read_bytes() + repr(sorted(read.keywords.items())).encode()).hexdigest()
+            if of_file
+            else digest(read))
     return _known[read]
 
 def _small_mask(read: Callable, shape: tuple[int, int]) -> np.ndarray: # uint8
@@ -151,9 +175,12 @@ def resized_picks(
     size: tuple[int, int], # (H, W) px
 ) -> Picks:
     "The same particles on the image in another size; raises `UserError` if the size that they speak of is unknown."
-    if picks.size is None: raise UserError(f"{picks.image or 'picks'}: the size of their image is unknown; expected it, to resize them, so read them together with their images")
+    if picks.size is None:
+        raise UserError(f"{picks.image or 'picks'}: the size of their image is unknown; expected "
+                        "it, to resize them, so read them together with their images")
     down, across = size[0] / picks.size[0], size[1] / picks.size[1]
-    return replace(picks, centers=(picks.centers + 0.5) * (across, down) - 0.5, sizes=picks.sizes * (down * across) ** 0.5, size=tuple(size))
+    return replace(picks, centers=(picks.centers + 0.5) * (across, down) - 0.5,
+                   sizes=picks.sizes * (down * across) ** 0.5, size=tuple(size))
 
 rests = {"background": 0, "ignore": 255}
 
@@ -165,7 +192,9 @@ def picks_to_mask(
     "Discs of the picks' diameters; raises `UserError` where a diameter is unknown."
     mask = np.full(size, lookup(rests, rest, "rest"), np.uint8)
     if picks.size is not None and tuple(picks.size) != tuple(size): picks = resized_picks(picks, size)
-    if not np.isfinite(picks.sizes).all(): raise UserError(f"{picks.image or 'picks'}: {(~np.isfinite(picks.sizes)).sum():,} picks have no diameter; expected one, so pass diameter= in px when reading them")
+    if not np.isfinite(picks.sizes).all():
+        raise UserError(f"{picks.image or 'picks'}: {(~np.isfinite(picks.sizes)).sum():,} picks have no "
+                        "diameter; expected one, so pass diameter= in px when reading them")
     for (x, y), d in zip(picks.centers, picks.sizes): draw_box(mask, (x + 0.5 - d / 2, y + 0.5 - d / 2, d, d))
     return mask
 
@@ -176,7 +205,8 @@ def mark_picks(
 ) -> ImageSet: # of the images that have picks
     "Images with the masks that their picks make, drawn when asked for; raises `UserError` where no image has picks."
     some = [i for i in images.items if i.id in picks]
-    if not some: raise UserError(f"{images.name}: no image has picks; expected some, so read the coordinates for these images")
+    if not some:
+        raise UserError(f"{images.name}: no image has picks; expected some, so read the coordinates for these images")
     items = [replace(i, read_mask=partial(picks_to_mask, picks[i.id], i.shape, rest)) for i in some]
     return ImageSet(items, images.channels, 2, Cache(images.cache.limit), images.name)
 
@@ -187,7 +217,9 @@ def particle_prior(
     shape: tuple[int, int], # (H, W) of a micrograph, px
 ) -> float: # in (0, 1]
     "Share of the area that so many discs cover, if none overlap; raises `UserError` for numbers that cannot be."
-    if not (particles > 0 and diameter > 0): raise UserError(f"prior: {particles:g} particles of {diameter:g} px; expected numbers > 0, so count the particles of a typical micrograph, and measure one")
+    if not (particles > 0 and diameter > 0):
+        raise UserError(f"prior: {particles:g} particles of {diameter:g} px; expected numbers > 0, "
+                        "so count the particles of a typical micrograph, and measure one")
     return min(1.0, float(particles * pi * diameter**2 / 4 / (shape[0] * shape[1])))
 
 # %% ../../nbs/data/13_preparation.ipynb #77a92b8e
@@ -195,21 +227,34 @@ def ignore_regions(
     images: ImageSet, # with masks
     regions: str | Path | Mapping[str, np.ndarray], # folder of masks, or (H, W) arrays by image id; not 0: leave out
 ) -> ImageSet:
-    "The same images; what lies in the regions is 255 in their masks. Raises `UserError` where no region belongs to an image."
-    readers = {id: partial(np.asarray, r) for id, r in regions.items()} if isinstance(regions, Mapping) else _region_readers(Path(regions), images)
-    if lost := [id for id in readers if id not in images.ids]: raise UserError(f"regions: no image is called {lost[0]}; expected names such as {', '.join(images.ids[:3])}, so use the images' ids")
-    items = [replace(i, read_mask=partial(_without, i.read_mask, readers[i.id], i.id)) if i.id in readers and i.read_mask else i for i in images.items]
+    """The same images; what lies in the regions is 255 in their masks.
+
+    Raises `UserError` where no region belongs to an image."""
+    readers = ({id: partial(np.asarray, r) for id, r in regions.items()} if isinstance(regions, Mapping)
+               else _region_readers(Path(regions), images))
+    if lost := [id for id in readers if id not in images.ids]:
+        raise UserError(f"regions: no image is called {lost[0]}; expected names such as "
+                        f"{', '.join(images.ids[:3])}, so use the images' ids")
+    items = [
+        replace(i, read_mask=partial(_without, i.read_mask, readers[i.id], i.id)) if i.id in readers and i.read_mask
+        else i
+        for i in images.items]
     return ImageSet(items, images.channels, images.n_classes, Cache(images.cache.limit), images.name, images.hidden)
 
 def _region_readers(folder: Path, images: ImageSet) -> dict[str, Callable]:
     "How the regions of each image are read; raises `UserError` for a folder without any."
     files = {f.relative_to(folder).as_posix(): f for f in image_files(folder)} if folder.is_dir() else {}
-    if not files: raise UserError(f"{folder}: no masks of regions; expected PNG, TIFF or MRC files named as the images, so check the folder")
-    return {id: partial(read_mask, files[name], "nonzero", 2) for name, id in match_names(files, images.ids, folder).items()}
+    if not files:
+        raise UserError(
+            f"{folder}: no masks of regions; expected PNG, TIFF or MRC files named as the images, so check the folder")
+    return {id: partial(read_mask, files[name], "nonzero", 2)
+            for name, id in match_names(files, images.ids, folder).items()}
 
 def _without(read: Callable, read_region: Callable, name: str) -> np.ndarray: # uint8 (H, W)
     mask, region = read(), read_region()
-    if region.shape != mask.shape: region = _small_mask(partial(np.asarray, region), mask.shape) if _alike(region.shape, mask.shape) else _refuse(name, region.shape, mask.shape)
+    if region.shape != mask.shape:
+        region = _small_mask(partial(np.asarray, region), mask.shape) if _alike(region.shape, mask.shape) else _refuse(
+            name, region.shape, mask.shape)
     return np.where(region != 0, np.uint8(255), mask)
 
 def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -217,4 +262,5 @@ def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] / a[1] - b[0]) <= 1
 
 def _refuse(name: str, region: tuple, mask: tuple):
-    raise UserError(f"{name}: region of {region[0]} × {region[1]} px on an image of {mask[0]} × {mask[1]}; expected the same size, or the same aspect ratio, so export the region again")
+    raise UserError(f"{name}: region of {region[0]} × {region[1]} px on an image of {mask[0]} × {mask[1]}; expected "
+                    "the same size, or the same aspect ratio, so export the region again")

@@ -48,18 +48,22 @@ def find_parts(
     split: str | None = None, # the only one wanted, or the name of the one there is
 ) -> dict[str, Part]:
     "Where the splits are; raises `UserError` if nothing is recognized, or a split is there twice."
-    if not path.exists(): raise UserError(f"{path}: no such file or folder; expected a data set there, so check the path")
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected a data set there, so check the path")
     if path.is_file() or path.suffix == ".zarr": return {split or "train": _file(path)}
     found: dict[str, Part] = {}
     for s, part in _splits(path):
-        if s in found: raise UserError(f"{path}: split {s} is there twice ({_where(found[s])} and {_where(part)}); expected it once, so move one away or open it by its own path")
+        if s in found:
+            raise UserError(f"{path}: split {s} is there twice ({_where(found[s])} and {_where(part)}); "
+                            "expected it once, so move one away or open it by its own path")
         found[s] = part
     whole = _unnamed(path, found)
     only = not found or split not in (None, *found) and set(found) == {"unlabeled"}
     if whole and only: return {split or "train": whole}
     if whole: found["train"] = whole
     if not found: raise UserError(_nothing(path))
-    if split and split not in found: raise UserError(f"{path}: no split {split}; found {', '.join(found)}; pass one of these, or none for all")
+    if split and split not in found:
+        raise UserError(f"{path}: no split {split}; found {', '.join(found)}; pass one of these, or none for all")
     return {split: found[split]} if split else {s: found[s] for s in dict.fromkeys(SPLIT_NAMES.values()) if s in found}
 
 # %% ../../nbs/data/05_sources.ipynb #7b7aea36
@@ -92,8 +96,8 @@ def _nothing(path: Path) -> str:
     wanted = ", ".join(layout for r in readers().values() if r.labeled for layout in r.looks_for)
     said = ((r.looks_for[0], r.nearest(path)) for r in readers().values())
     near = next((f" Nearest is {layout}: {what}." for layout, what in said if what), "")
-    return (f"{path}: no data set recognized; found {found}.{near} Looked for {wanted}, here and in train/, val/, test/; "
-            "arrange the files so, or use from_arrays")
+    return (f"{path}: no data set recognized; found {found}.{near} Looked for {wanted}, here "
+            "and in train/, val/, test/; arrange the files so, or use from_arrays")
 
 # %% ../../nbs/data/05_sources.ipynb #e7ee9ed8
 def open_images(
@@ -110,13 +114,19 @@ def open_images(
     crowds: str = "ignore", # outlines with iscrowd: 1 are "ignore" or "object"
     unannotated: str = "empty", # COCO images without annotations: "empty" or "unlabeled"
 ) -> Data:
-    "The data set at `path`, recognized by looking; raises `UserError` for what cannot be read or is ambiguous. Images are read when asked for."
+    """The data set at `path`, recognized by looking; raises `UserError` for what cannot be read or is ambiguous.
+
+    Images are read when asked for."""
     path = Path(path)
-    for what, value, known in (("shape for boxes", boxes, BOX_SHAPES), ("on_invalid", on_invalid, ("raise", "skip")), ("crowds", crowds, ("ignore", "object")),
-                               ("unannotated", unannotated, ("empty", "unlabeled")), ("split", split, (None, *SPLIT_NAMES.values()))):
-        if value not in known: raise UserError(f"unknown {what} {value!r}; expected one of: {', '.join(dict.fromkeys(map(str, known)))}")
+    for what, value, known in (("shape for boxes", boxes, BOX_SHAPES), ("on_invalid", on_invalid, ("raise", "skip")),
+                               ("crowds", crowds, ("ignore", "object")),
+                               ("unannotated", unannotated, ("empty", "unlabeled")),
+                               ("split", split, (None, *SPLIT_NAMES.values()))):
+        if value not in known:
+            raise UserError(f"unknown {what} {value!r}; expected one of: {', '.join(dict.fromkeys(map(str, known)))}")
     table = Path(groups) if groups is not None and (str(groups).endswith(".csv") or Path(groups).is_file()) else None
-    if table and not table.is_file(): raise UserError(f"{table}: no such file; expected a CSV with the columns image and group, so check the path")
+    if table and not table.is_file():
+        raise UserError(f"{table}: no such file; expected a CSV with the columns image and group, so check the path")
     parts = find_parts(path, split)
     cache = Cache(cache_bytes)
     options = ReadOptions(multiclass, mask_values, boxes, crowds, on_invalid, unannotated,
@@ -148,8 +158,9 @@ def _left_out(
     of_parts = {f for p in parts.values() for f in p.files}
     batches = [f"{f.name}: a batch that belongs to no split, left out" for f in batches_in(path) if f not in of_parts]
     names = {at: Path(at).relative_to(path).as_posix() for at, n in lone.items() if n}
-    return batches + [f"{path.name if name == '.' else name}: {lone[at]:,} images without annotations or masks, left out"
-                      for at, name in names.items()]
+    return batches + [
+        f"{path.name if name == '.' else name}: {lone[at]:,} images without annotations or masks, left out"
+        for at, name in names.items()]
 
 def _split_note(path: Path, parts: dict[str, Part]) -> list[str]:
     "Return what to say where training images are under no such name, or there are none for validation."
@@ -202,9 +213,12 @@ def open_unlabeled(
 ) -> ImageSet:
     "Bare images, whatever else lies beside them; raises `UserError` if there are none."
     path = Path(path)
-    if not path.exists(): raise UserError(f"{path}: no such file or folder; expected a folder of images, so check the path")
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected a folder of images, so check the path")
     npz = [path] if path.suffix in (".npz", ".zarr") else list(batches_in(path))
-    if path.is_file() and not npz: raise UserError(f"{path}: a file; expected a folder of images, so pass the folder that holds it")
+    if path.is_file() and not npz:
+        raise UserError(f"{path}: a file; expected a folder of images, so pass the folder that holds it")
     cache = Cache(cache_bytes)
-    items, channels = npz_items({"unlabeled": npz}, labeled=False, cache=cache)[0]["unlabeled"] if npz else bare_items(path)
+    items, channels = (
+        npz_items({"unlabeled": npz}, labeled=False, cache=cache)[0]["unlabeled"] if npz else bare_items(path))
     return ImageSet(with_groups(items, group_regex), channels, 2, cache, "unlabeled")

@@ -41,7 +41,8 @@ def labeled_ids(
     n = round(ratio * len(ids)) if 0 < ratio <= 1 else 0
     if n: return label_order(ids, groups, seed)[:n]
     enough = f"at least {1 / len(ids):.2g} gives one" if ids else "there are no training images at all"
-    raise UserError(f"labeled ratio {ratio:g} of {len(ids):,} training images gives {n} labeled images; expected a ratio in (0, 1] that leaves at least one ({enough}), so raise it")
+    raise UserError(f"labeled ratio {ratio:g} of {len(ids):,} training images gives {n} labeled images; "
+                    f"expected a ratio in (0, 1] that leaves at least one ({enough}), so raise it")
 
 # %% ../../nbs/data/06_splits.ipynb #97563ba3
 def divide_by_group(
@@ -50,10 +51,15 @@ def divide_by_group(
     fraction: float = 0.5, # wanted in the first part, in (0, 1)
     seed: int = 0,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    "Two parts that share no group, sizes as near to `fraction` as groups allow; raises `UserError` for fewer than two groups."
+    """Two parts that share no group, sizes as near to `fraction` as groups allow; raises `UserError` for fewer than two
+    groups."""
     sizes = Counter(groups)
-    if len(sizes) < 2: raise UserError(f"{len(ids)} images of {len(sizes)} group cannot be divided; expected at least two groups, so give a test set of its own, or finer groups")
-    if not 0 < fraction < 1: raise UserError(f"fraction {fraction:g} of the images; expected more than 0 and less than 1, so choose one between")
+    if len(sizes) < 2:
+        raise UserError(f"{len(ids)} images of {len(sizes)} group cannot be divided; expected at "
+                        "least two groups, so give a test set of its own, or finer groups")
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"fraction {fraction:g} of the images; expected more than 0 and less than 1, so choose one between")
     rng = random_stream(seed, "divide")
     shuffled = [sorted(sizes)[k] for k in rng.permutation(len(sizes))]
     wanted, filled, side = (fraction, 1 - fraction), [0, 0], {}
@@ -74,19 +80,26 @@ class Split:
 # %% ../../nbs/data/06_splits.ipynb #e0063564
 def check_separate(
     data: Data,
-    most: int = 2**28, # px that are read to find an image under another name; with more, only images of the same name are compared
+    # px that are read to find an image under another name; with more, only images of the same name are compared
+    most: int = 2**28,
 ) -> None:
-    "Raises `UserError` if train, val and test share a group, or an image, whatever it is called, or if a val or test image is among the unlabeled ones, too: training would see it."
+    """Raises `UserError` if train, val and test share a group, or an image, whatever it is called, or if a val or test
+    image is among the unlabeled ones, too: training would see it."""
     splits = data.splits
     for (a, left), (b, right) in combinations(_labeled(splits).items(), 2):
         named = _named_groups(left) & _named_groups(right)
-        if named: raise UserError(f"{data.name}: group {first_of(named)} is in {a} and in {b}; expected no group in two splits, so move its images to one of them")
+        if named:
+            raise UserError(f"{data.name}: group {first_of(named)} is in {a} and in {b}; expected no "
+                            "group in two splits, so move its images to one of them")
     seen = {}
     for b, id in _compared(splits, most):
         found = _fingerprint(splits[b], id)
-        if found and (a := seen.setdefault(found, b)) != b and (a, b) != ("train", "unlabeled"): raise UserError(f"{data.name}: image {id} is in {a} and in {b}; expected no image in two splits, so remove it from one of them")
+        if found and (a := seen.setdefault(found, b)) != b and (a, b) != ("train", "unlabeled"):
+            raise UserError(f"{data.name}: image {id} is in {a} and in {b}; expected no "
+                            "image in two splits, so remove it from one of them")
 
-def _labeled(splits: dict[str, ImageSet]) -> dict[str, ImageSet]: return {name: images for name, images in splits.items() if name != "unlabeled"}
+def _labeled(splits: dict[str, ImageSet]) -> dict[str, ImageSet]:
+    return {name: images for name, images in splits.items() if name != "unlabeled"}
 
 def _compared(splits: dict[str, ImageSet], most: int) -> list[tuple[str, str]]: # split, id
     "The images to look at: all of them, or all labeled ones, or only those whose name is in two splits."

@@ -32,7 +32,9 @@ def _ring(n: int, radius: float, z: float = 0.0, turn: float = 0.0) -> np.ndarra
 
 SHAPES = dict( # name -> (centers (k, 3), radius of each ball), in units of the particle's radius
     globule=(np.zeros((1, 3)), 1.0),
-    cage=(0.78 * np.concatenate([_ring(1, 0, 1), _ring(5, 0.894, 0.447), _ring(5, 0.894, -0.447, pi / 5), _ring(1, 0, -1)]), 0.3),
+    cage=(0.78 * np.concatenate(
+              [_ring(1, 0, 1), _ring(5, 0.894, 0.447), _ring(5, 0.894, -0.447, pi / 5), _ring(1, 0, -1)]),
+          0.3),
     rod=(np.linspace([0, 0, -1.25], [0, 0, 1.25], 7), 0.34),
     barrel=(np.concatenate([_ring(7, 0.6, -0.42), _ring(7, 0.6, 0.42, 0.3)]), 0.3),
     trimer=(_ring(3, 0.62), 0.5),
@@ -129,10 +131,11 @@ def random_series(
 ) -> Series:
     "One series; the arguments are averages over many."
     return Series(
-        defocus=rng.uniform(1.5, 5), astigmatism=rng.uniform(0, 0.3), axis=rng.uniform(0, pi), b_factor=rng.uniform(500, 1500),
-        contrast=np.exp(rng.uniform(-0.5, 0.5)), noise=noise * rng.uniform(0.7, 1.3), background=rng.uniform(0.3, 1.7),
-        coverage=coverage * rng.uniform(0.6, 1.4), distractors=distractors * rng.uniform(0.4, 1.6),
-        shapes=tuple(rng.dirichlet([concentration] * len(SHAPES))), kinds=tuple(rng.dirichlet([concentration] * len(DISTRACTORS))))
+        defocus=rng.uniform(1.5, 5), astigmatism=rng.uniform(0, 0.3), axis=rng.uniform(0, pi),
+        b_factor=rng.uniform(500, 1500), contrast=np.exp(rng.uniform(-0.5, 0.5)), noise=noise * rng.uniform(0.7, 1.3),
+        background=rng.uniform(0.3, 1.7), coverage=coverage * rng.uniform(0.6, 1.4),
+        distractors=distractors * rng.uniform(0.4, 1.6), shapes=tuple(rng.dirichlet([concentration] * len(SHAPES))),
+        kinds=tuple(rng.dirichlet([concentration] * len(DISTRACTORS))))
 
 # %% ../../nbs/data/07_synthetic.ipynb #19c26883
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class Specimen:
     density: np.ndarray # float32, in units of a particle's thickness
     mask: np.ndarray # uint8: 1 on particles
     clutter: np.ndarray # bool: True on distractors
-    particles: np.ndarray # float32 (k, 3): x and y in the picture without margin, diameter of a disc as large as the outline, px
+    # float32 (k, 3): x and y in the picture without margin, diameter of a disc as large as the outline, px
+    particles: np.ndarray
 
 def _place(
     rng: np.random.Generator,
@@ -223,7 +227,8 @@ def expose(
     "The image that the microscope makes of a specimen."
     from scipy.fft import irfft2, rfft2
     ice = series.noise * ICE_NOISE * rng.standard_normal(density.shape, np.float32)
-    wave = irfft2(rfft2(density + ice) * transfer(series, len(density)), s=density.shape)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    wave = irfft2(
+        rfft2(density + ice) * transfer(series, len(density)), s=density.shape)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     dose = 1 + UNEVEN * series.background * background(rng, len(wave))
     return dose * (1 + wave) + series.noise * SHOT_NOISE * rng.standard_normal(wave.shape, np.float32)
 
@@ -256,7 +261,8 @@ class Recording:
 @lru_cache(maxsize=256)
 def _recorded(recording: Recording, i: int) -> tuple[np.ndarray, np.ndarray]:
     "Micrograph `i` and its mask, both read-only."
-    pair = micrograph(random_stream(recording.seed, "micrograph", recording.split, i), recording.series(i), recording.size)
+    pair = micrograph(
+        random_stream(recording.seed, "micrograph", recording.split, i), recording.series(i), recording.size)
     for array in pair: array.flags.writeable = False
     return pair
 
@@ -269,9 +275,12 @@ def true_picks(
 ) -> Picks: # those whose center lies in the picture
     "Where the particles of a built-in micrograph are, to half a pixel; raises `UserError` for other images."
     made, read = images.items[i], getattr(images.items[i].read_image, "args", ())
-    if not read or not isinstance(read[0], Recording): raise UserError(f"{made.id}: is no built-in micrograph, so its particles are not known; expected images of micrographs(), so read coordinates for others")
+    if not read or not isinstance(read[0], Recording):
+        raise UserError(f"{made.id}: is no built-in micrograph, so its particles are not known; "
+                        "expected images of micrographs(), so read coordinates for others")
     recording, number = read
-    found = specimen(random_stream(recording.seed, "micrograph", recording.split, number), recording.series(number), recording.size).particles.astype(float)
+    found = specimen(random_stream(recording.seed, "micrograph", recording.split, number), recording.series(number),
+                     recording.size).particles.astype(float)
     inside = ((found[:, :2] > -0.5) & (found[:, :2] < recording.size - 0.5)).all(1)
     return Picks(found[inside, :2], found[inside, 2], image=made.id, size=made.shape)
 
@@ -292,10 +301,15 @@ def micrographs(
     coverage: float = 0.04, # part of the pixels that are particle, on average; 0 to 0.2
     series_size: int = 5, # micrographs that share a microscope setting
 ) -> Data:
-    "Built-in data: train, val and test with all masks, made when asked for. Raises `UserError` for numbers out of range."
-    for name, value, low, high in (("n_train", n_train, 1, 10**6), ("n_val", n_val, 1, 10**6), ("n_test", n_test, 1, 10**6), ("size", size, 64, 2**14),
-            ("noise", noise, 0, 100), ("distractors", distractors, 0, 20), ("coverage", coverage, 0, 0.2), ("series_size", series_size, 1, 10**6)):
-        if not low <= value <= high: raise UserError(f"micrographs: {name} is {value}; expected {low} to {high}, so pass such a number")
+    """Built-in data: train, val and test with all masks, made when asked for.
+
+    Raises `UserError` for numbers out of range."""
+    for name, value, low, high in (("n_train", n_train, 1, 10**6), ("n_val", n_val, 1, 10**6),
+                                   ("n_test", n_test, 1, 10**6), ("size", size, 64, 2**14), ("noise", noise, 0, 100),
+                                   ("distractors", distractors, 0, 20), ("coverage", coverage, 0, 0.2),
+                                   ("series_size", series_size, 1, 10**6)):
+        if not low <= value <= high:
+            raise UserError(f"micrographs: {name} is {value}; expected {low} to {high}, so pass such a number")
     splits = {name: _split(Recording(name, size, seed, noise, distractors, coverage, series_size), n)
               for name, n in dict(train=n_train, val=n_val, test=n_test).items()}
     return Data("micrographs", **splits, classes=("background", "particle"))

@@ -41,7 +41,8 @@ def turned_shape(
     return (shape[1], shape[0]) if orientation in (5, 6, 7, 8) else (shape[0], shape[1])
 
 # %% ../../nbs/data/00a_tiff.ipynb #d953ad5e
-PHOTOMETRIC = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 4: "mask"} # read by tifffile; others are colors for Pillow
+# read by tifffile; others are colors for Pillow
+PHOTOMETRIC = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 4: "mask"}
 
 @dataclass(frozen=True)
 class TiffHeader:
@@ -71,27 +72,35 @@ def _described(f, path: str | Path) -> TiffHeader:
     if not f.series: raise ValueError("no page in the TIFF")
     series, page = f.series[0], f.series[0].keyframe
     axes = "".join(a for a, n in zip(series.axes, series.shape) if n > 1 or a in "YX")
-    leading = axes.removesuffix("YXS") if axes.endswith("YXS") else axes.removesuffix("SYX") if axes.endswith("SYX") else axes.removesuffix("YX")
-    if len(f.series) > 1: raise UserError(
-        f"{path}: {len(f.pages)} pages of {len(f.series)} kinds or sizes; expected one image, or a stack of one size, so save each page as a file of its own")
+    leading = (axes.removesuffix("YXS") if axes.endswith("YXS")
+               else axes.removesuffix("SYX") if axes.endswith("SYX")
+               else axes.removesuffix("YX"))
+    if len(f.series) > 1:
+        raise UserError(f"{path}: {len(f.pages)} pages of {len(f.series)} kinds or sizes; expected one "
+                        "image, or a stack of one size, so save each page as a file of its own")
     if len(leading) > 1 or leading in ("C", "X", "Y", "S"): raise UserError(
         f"{path}: TIFF of axes {series.axes}, shape {series.shape}; "
         "expected one image (Y, X) or (Y, X, samples), or a stack of them, so save each plane as a file of its own")
     size = {**dict.fromkeys("S", 1), **dict(zip(series.axes, series.shape))}
-    if size["S"] > 4: raise UserError(f"{path}: {size['S']} samples a pixel; expected 1 (gray) or 3 (color), so save the one that is meant")
-    if leading and min(size["Y"], size["X"]) <= 4: raise UserError(
-        f"{path}: {size[leading]} pages of {size['Y']} × {size['X']} px; expected images, and this looks like one image of {size['X']} channels "
-        "whose rows became pages, so save the channel that is meant")
+    if size["S"] > 4:
+        raise UserError(
+            f"{path}: {size['S']} samples a pixel; expected 1 (gray) or 3 (color), so save the one that is meant")
+    if leading and min(size["Y"], size["X"]) <= 4:
+        raise UserError(
+            f"{path}: {size[leading]} pages of {size['Y']} × {size['X']} px; expected images, and this looks like one "
+            f"image of {size['X']} channels whose rows became pages, so save the channel that is meant")
     tag = page.tags.get(274)
     turned = tag.value if tag is not None and tag.value in TURNS else 1
-    return TiffHeader(turned_shape((size["Y"], size["X"]), turned), size["S"], size.get(leading, 1), int(page.photometric), turned)
+    return TiffHeader(
+        turned_shape((size["Y"], size["X"]), turned), size["S"], size.get(leading, 1), int(page.photometric), turned)
 
 # %% ../../nbs/data/00a_tiff.ipynb #9200b48e
 def read_tiff(
     path: str | Path,
     image: int = 0, # of a stack
 ) -> Stored:
-    "The numbers of one page; raises `UserError` for what cannot be read exactly, and what the decoder raises for a damaged file."
+    """The numbers of one page; raises `UserError` for what cannot be read exactly, and what the decoder raises for a
+    damaged file."""
     with _tiff_file(path) as f:
         header = _described(f, path)
         if not 0 <= image < header.images: raise UserError(
@@ -125,14 +134,16 @@ def _has_alpha(page, header: TiffHeader, path: str | Path, pixels: np.ndarray) -
     if header.photometric not in PHOTOMETRIC or header.samples not in (2, 4): return False
     if not page.extrasamples or page.extrasamples[-1] not in (1, 2) or header.photometric != 2:
         last = pixels[..., -1]
-        if last.min() != last.max() or header.samples == 4 and header.photometric != 2: raise UserError(
-            f"{path}: {header.samples} samples a pixel, and the last is no plain transparency; expected one channel (gray) "
-            "or three (color), so save the channels that are meant, each as a file of its own")
+        if last.min() != last.max() or header.samples == 4 and header.photometric != 2:
+            raise UserError(
+                f"{path}: {header.samples} samples a pixel, and the last is no plain transparency; expected one "
+                "channel (gray) or three (color), so save the channels that are meant, each as a file of its own")
     return True
 
 # %% ../../nbs/data/00a_tiff.ipynb #f00eb009
 def _pixels(f, path: str | Path, page, image: int, header: TiffHeader) -> np.ndarray: # as they are to be seen
-    "One page by tifffile, or by Pillow where that cannot decompress it, or the photometric interpretation is one of color."
+    """One page by tifffile, or by Pillow where that cannot decompress it, or the photometric interpretation is one of
+    color."""
     if header.photometric not in PHOTOMETRIC: return _by_pillow(path, image, page, header)
     try:
         whole = len(f.series[0].pages) != header.images # a stack of ImageJ: one page stands for all
@@ -144,12 +155,15 @@ def _pixels(f, path: str | Path, page, image: int, header: TiffHeader) -> np.nda
     return turn(np.moveaxis(a, 0, 2) if page.axes.startswith("S") and a.ndim == 3 else a, header.orientation)
 
 def _by_pillow(path: str | Path, image: int, page, header: TiffHeader) -> np.ndarray:
-    "One page by Pillow, which turns it itself; what else it changes is undone. Raises `UserError` where it would shorten numbers."
+    """One page by Pillow, which turns it itself; what else it changes is undone.
+
+    Raises `UserError` where it would shorten numbers."""
     from PIL import TiffImagePlugin
     bits = page.bitspersample
-    if header.samples > 1 and bits > 8: raise UserError(
-        f"{path}: color of {bits} bits, compressed as {page.compression.name}; expected a compression that can be read exactly, "
-        "so save it uncompressed, or install imagecodecs (pip install imagecodecs)")
+    if header.samples > 1 and bits > 8:
+        raise UserError(
+            f"{path}: color of {bits} bits, compressed as {page.compression.name}; expected a compression that can be "
+            "read exactly, so save it uncompressed, or install imagecodecs (pip install imagecodecs)")
     with TiffImagePlugin.TiffImageFile(path) as picture:
         picture.seek(image)
         raw = str(picture.tile[0].args[0]).partition(";")[2] # as "1;I" of a fax, "L;4", "I;16"

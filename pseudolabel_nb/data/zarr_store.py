@@ -14,41 +14,59 @@ import numpy as np
 from ..core import UserError
 
 # %% ../../nbs/data/04a_zarr.ipynb #16980f6e
-CODECS = {"bytes", "blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2", "shuffle", "delta", "fixedscaleoffset", "quantize", "bitround", "packbits", "transpose", "crc32c", "crc32", "adler32", "sharding_indexed"}
+CODECS = {"bytes", "blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2", "shuffle", "delta", "fixedscaleoffset",
+          "quantize", "bitround", "packbits", "transpose", "crc32c", "crc32", "adler32", "sharding_indexed"}
 
 def zarr_arrays(
     path: Path, # folder of a Zarr store, version 2 or 3
 ) -> dict: # name -> zarr.Array, not read
-    "The arrays of a store; raises `UserError` where it cannot be opened or asks for a codec that is not known to be safe."
-    if any("pickle" in name for name in _named(path)): raise UserError(f"{path}: an array is stored by pickle; pickles are never loaded, so write it as numbers")
+    """The arrays of a store; raises `UserError` where it cannot be opened or asks for a codec that is not known to be
+    safe."""
+    if any("pickle" in name for name in _named(path)):
+        raise UserError(f"{path}: an array is stored by pickle; pickles are never loaded, so write it as numbers")
     try: import zarr
-    except ModuleNotFoundError: raise UserError(f'{path}: a Zarr store needs the library zarr; expected it installed, so run pip install "pseudolabel_nb[zarr]"') from None
+    except ModuleNotFoundError:
+        raise UserError(f'{path}: a Zarr store needs the library zarr; expected it '
+                        'installed, so run pip install "pseudolabel_nb[zarr]"') from None
     try: arrays = dict(zarr.open_group(str(path), mode="r").arrays())
     except Exception as e: # its own errors, JSON errors, OSError
-        raise UserError(f"{path}: cannot be opened as Zarr ({' '.join(str(e).split())[:100]}); expected a group with the arrays images and masks, so write it again") from None
-    if odd := sorted(_named(path) - CODECS): raise UserError(f"{path}: an array is stored with {odd[0]}; expected one of {', '.join(sorted(CODECS))}, so write the store with another compressor")
+        raise UserError(f"{path}: cannot be opened as Zarr ({' '.join(str(e).split())[:100]}); "
+                        "expected a group with the arrays images and masks, so write it again") from None
+    if odd := sorted(_named(path) - CODECS):
+        raise UserError(f"{path}: an array is stored with {odd[0]}; expected one of "
+                        f"{', '.join(sorted(CODECS))}, so write the store with another compressor")
     return arrays
 
 def _named(path: Path) -> set[str]:
     "The codecs that the store's descriptions name."
-    files = [f for pattern in (".zarray", "*/.zarray", "zarr.json", "*/zarr.json", ".zmetadata") for f in path.glob(pattern)]
-    if any(f.is_symlink() or f.stat().st_size > 2**24 for f in files): raise UserError(f"{path}: a description is a link, or larger than 16 MB; expected small JSON files, so write the store again")
+    files = [
+        f for pattern in (".zarray", "*/.zarray", "zarr.json", "*/zarr.json", ".zmetadata") for f in path.glob(pattern)]
+    if any(f.is_symlink() or f.stat().st_size > 2**24 for f in files):
+        raise UserError(f"{path}: a description is a link, or larger than 16 MB; "
+                        "expected small JSON files, so write the store again")
     try: return set().union(*(_codecs(json.loads(f.read_text())) for f in files))
-    except (ValueError, UnicodeDecodeError) as e: raise UserError(f"{path}: a description is not JSON ({' '.join(str(e).split())[:80]}); expected a Zarr store, so write it again") from None
+    except (ValueError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: a description is not JSON ({' '.join(str(e).split())[:80]}); "
+                        "expected a Zarr store, so write it again") from None
 
 def _codecs(described, inside: bool = False) -> set[str]:
     "Every codec that is named somewhere below `codecs`, `filters` or `compressor`."
     if isinstance(described, list): return set().union(*(_codecs(d, inside) for d in described))
     if not isinstance(described, dict): return set()
-    here = {str(described.get("id") or described.get("name")).removeprefix("numcodecs.")} if inside and ("id" in described or "name" in described) else set()
-    return here.union(*(_codecs(v, k in ("codecs", "filters", "compressor", "index_codecs") or inside and k == "configuration" and isinstance(v, list)) for k, v in described.items()))
+    here = {str(described.get("id") or described.get("name")).removeprefix("numcodecs.")} if inside and (
+        "id" in described or "name" in described) else set()
+    return here.union(
+        *(_codecs(v,
+                  k in ("codecs", "filters", "compressor", "index_codecs")
+                  or inside and k == "configuration" and isinstance(v, list)) for k, v in described.items()))
 
 # %% ../../nbs/data/04a_zarr.ipynb #84ba62bf
 def _check_links(path: Path) -> None:
     "`UserError` for a folder or chunk that is a link out of the store."
     for at, below, files in os.walk(path):
         for name in [*below, *files]:
-            if (link := Path(at, name)).is_symlink() and not link.resolve().is_relative_to(path.resolve()): raise UserError(f"{link}: leads out of {path}; only what lies in the store is read, so copy it there")
+            if (link := Path(at, name)).is_symlink() and not link.resolve().is_relative_to(path.resolve()):
+                raise UserError(f"{link}: leads out of {path}; only what lies in the store is read, so copy it there")
 
 def zarr_headers(
     path: Path,
@@ -57,5 +75,7 @@ def zarr_headers(
     found = {n: (a.shape, np.dtype(a.dtype)) for n, a in zarr_arrays(path).items()}
     _check_links(path)
     for name, (_, dtype) in found.items():
-        if dtype.hasobject: raise UserError(f"{path}: {name} is an array of Python objects; expected numbers, so save images of one size as a numeric array")
+        if dtype.hasobject:
+            raise UserError(f"{path}: {name} is an array of Python objects; expected "
+                            "numbers, so save images of one size as a numeric array")
     return found

@@ -27,9 +27,12 @@ from ..strategies.strategy import strategies, strategy as named_strategy
 def variant(
     remedy: Remedy,
 ) -> Strategy:
-    "The strategy of a remedy; with changes it has a name that tells them. Raises `UserError` for unknown strategies and fields."
+    """The strategy of a remedy; with changes it has a name that tells them.
+
+    Raises `UserError` for unknown strategies and fields."""
     made = named_strategy(remedy.strategy, **remedy.changes)
-    told = [f"{k.rpartition('__')[2]}-{v:g}" if isinstance(v, (int, float)) else f"{k.rpartition('__')[2]}-{v}" for k, v in sorted(remedy.changes.items())]
+    told = [f"{k.rpartition('__')[2]}-{v:g}" if isinstance(v, (int, float)) else f"{k.rpartition('__')[2]}-{v}"
+            for k, v in sorted(remedy.changes.items())]
     return replace(made, name="+".join([made.name, *told]))
 
 # %% ../../nbs/diagnostics/16_advice.ipynb #b57d93c3
@@ -77,13 +80,15 @@ class Advised:
         if not self.evidence: return f"elsewhere {self.expected}"
         i = self.evidence.interval
         interval = f" [{100 * i.low:+.1f}, {100 * i.high:+.1f}]" if i.n > 1 else ""
-        return f"here {100 * i.mean:+.1f} F1{interval} on validation over {i.n} run{'s' * (i.n > 1)}, {self.evidence.verdict}"
+        return (f"here {100 * i.mean:+.1f} F1{interval} on validation over "
+                f"{i.n} run{'s' * (i.n > 1)}, {self.evidence.verdict}")
 
     def __str__(self): return "; ".join([self.remedy.call, *self.reasons(), self.effect()])
 
     def reasons(self) -> list[str]:
         "Why, a sentence each."
-        return [f"{severities[f.severity]} {f.topic} {f.figure}: {f.remedy.why or f.sentence}" for f in self.findings if f.remedy]
+        return [f"{severities[f.severity]} {f.topic} {f.figure}: {f.remedy.why or f.sentence}"
+                for f in self.findings if f.remedy]
 
 # %% ../../nbs/diagnostics/16_advice.ipynb #e7fd5ea8
 def _half_points(gain: float) -> float:
@@ -98,11 +103,15 @@ def _place(a: Advised) -> tuple:
     if a.kind == "indicated": return 2, -named, -_half_points(a.gain), a.cost
     return 3, -_half_points(a.gain), a.cost, -a.gain if a.gain == a.gain else 0.0
 
-def _advised(remedy: Remedy, findings: Sequence[Finding], gains: Sequence[float], expected: Mapping[str, Expectation]) -> Advised:
+def _advised(remedy: Remedy, findings: Sequence[Finding], gains: Sequence[float],
+             expected: Mapping[str, Expectation]) -> Advised:
     "The line of one strategy."
     made = variant(remedy) if remedy.strategy in strategies else None
-    kind = "baseline" if remedy.strategy == "supervised" else "measured" if len(gains) else "indicated" if findings else "expected"
-    return Advised(remedy, kind, expected.get(remedy.strategy, Expectation(remedy.strategy)), weigh(gains) if kind == "measured" else None, tuple(findings), run_cost(replace(made, name=remedy.strategy)) if made else run_cost(remedy.strategy))
+    kind = "baseline" if remedy.strategy == "supervised" else "measured" if len(
+        gains) else "indicated" if findings else "expected"
+    return Advised(remedy, kind, expected.get(remedy.strategy, Expectation(remedy.strategy)),
+                   weigh(gains) if kind == "measured" else None, tuple(findings),
+                   run_cost(replace(made, name=remedy.strategy)) if made else run_cost(remedy.strategy))
 
 def rank_strategies(
     findings: Iterable[Finding] = (), # of an examination
@@ -114,7 +123,8 @@ def rank_strategies(
     named = {}
     for f in findings:
         if f.remedy and f.rank: named.setdefault(variant(f.remedy).name, []).append(f)
-    remedies = {name: found[0].remedy for name, found in named.items()} | {name: Remedy(name) for name in (*strategies, *measured) if name not in named}
+    remedies = {name: found[0].remedy for name, found in named.items()} | {
+        name: Remedy(name) for name in (*strategies, *measured) if name not in named}
     expected = expectations() if expected is None else expected
     rows = [_advised(r, named.get(name, ()), measured.get(name, ()), expected) for name, r in remedies.items()]
     return Advice(tuple(sorted(rows, key=_place)), subject)
@@ -135,7 +145,8 @@ class Advice:
     @property
     def next(self) -> Advised | None:
         "The first that was not run on this data and stands before the baseline; None where nothing does."
-        before = self.rows[:[a.kind for a in self.rows].index("baseline")] if any(a.kind == "baseline" for a in self.rows) else self.rows
+        before = self.rows[:[a.kind for a in self.rows].index("baseline")] if any(
+            a.kind == "baseline" for a in self.rows) else self.rows
         return next((a for a in before if a.kind != "measured"), None)
 
     @property
@@ -144,31 +155,42 @@ class Advice:
         a, n = self.first, self.next
         if a.kind == "baseline": return f"Report the supervised result: {_why_stop(a, self.rows)}."
         if a.kind != "measured": return f"Try {a.remedy.call} first: {'; '.join(a.reasons()) or a.effect()}."
-        return f"Of what was run, {a.name} gained most: {a.effect()}." + (f" Next to try: {n.remedy.call}." if n else " Nothing else promises more than the supervised run.")
+        return f"Of what was run, {a.name} gained most: {a.effect()}." + (
+            f" Next to try: {n.remedy.call}." if n else " Nothing else promises more than the supervised run.")
 
     def frame(self): # pandas.DataFrame
-        "One row a strategy: place, strategy, changes, kind, gain and its interval (F1 as shares), runs behind it, cost in supervised runs, reasons."
+        """One row a strategy: place, strategy, changes, kind, gain and its interval (F1 as shares), runs behind it,
+        cost in supervised runs, reasons."""
         import pandas as pd
-        rows = [dict(strategy=a.strategy, changes=a.changes, kind=a.kind, gain=a.gain, low=_bound(a, "low"), high=_bound(a, "high"), runs=a.seeds, cost=a.cost, reasons="; ".join(a.reasons())) for a in self.rows]
+        rows = [
+            dict(strategy=a.strategy, changes=a.changes, kind=a.kind, gain=a.gain, low=_bound(a, "low"),
+                 high=_bound(a, "high"), runs=a.seeds, cost=a.cost, reasons="; ".join(a.reasons())) for a in self.rows]
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="place"))
 
     def _lines(self) -> list[tuple[str, str]]:
         "Head and text of each row that is shown."
         heads = {"measured": "", "indicated": " – to try", "expected": " – to try", "baseline": " – report it and stop"}
         end = next((k for k, a in enumerate(self.rows) if a.kind == "baseline"), len(self.rows))
-        return [(a.remedy.call + (heads[a.kind] if k <= end else ""), "; ".join([*a.reasons(), a.effect(), f"costs {a.cost:.1f} × a supervised run"])) for k, a in enumerate(self.rows[:self.shown])]
+        return [(a.remedy.call + (heads[a.kind] if k <= end else ""),
+                 "; ".join([*a.reasons(), a.effect(), f"costs {a.cost:.1f} × a supervised run"]))
+                for k, a in enumerate(self.rows[:self.shown])]
 
     def __str__(self):
         lines = [fill(f"Advice{f' for {self.subject}' * bool(self.subject)}: {self.conclusion}", 116)]
-        for k, (head, text) in enumerate(self._lines(), 1): lines += [f"{k:>2}. {head}", fill(text, 116, initial_indent="    ", subsequent_indent="    ")]
-        return "\n".join(lines + [f"… and {len(self.rows) - self.shown} more in .frame()"] * (len(self.rows) > self.shown))
+        for k, (head, text) in enumerate(self._lines(), 1):
+            lines += [f"{k:>2}. {head}", fill(text, 116, initial_indent="    ", subsequent_indent="    ")]
+        return "\n".join(
+            lines + [f"… and {len(self.rows) - self.shown} more in .frame()"] * (len(self.rows) > self.shown))
 
     def __repr__(self): return str(self)
 
     def _repr_html_(self):
-        lines = items((html(code(head), tag("div", text, style="opacity:.85")) for head, text in self._lines()), ordered=True)
-        rest = tag("p", f"… and {len(self.rows) - self.shown} more in ", code(".frame()")) if len(self.rows) > self.shown else ""
-        return card(f"Advice{f' for {self.subject}' * bool(self.subject)}", tag("p", tag("b", self.conclusion)), lines, rest)
+        lines = items(
+            (html(code(head), tag("div", text, style="opacity:.85")) for head, text in self._lines()), ordered=True)
+        rest = tag("p", f"… and {len(self.rows) - self.shown} more in ",
+                   code(".frame()")) if len(self.rows) > self.shown else ""
+        return card(
+            f"Advice{f' for {self.subject}' * bool(self.subject)}", tag("p", tag("b", self.conclusion)), lines, rest)
 
 def _bound(a: Advised, side: str) -> float:
     "An end of the interval of the gain."
@@ -178,7 +200,8 @@ def _why_stop(a: Advised, rows: Sequence[Advised]) -> str:
     "What speaks for stopping."
     if a.findings: return "; ".join(a.reasons())
     lost = [r.name for r in rows if r.kind == "measured"]
-    return f"{', '.join(lost)} did not gain here, and no other strategy has gained elsewhere" if lost else "no strategy has gained elsewhere"
+    return (f"{', '.join(lost)} did not gain here, and no other strategy has gained elsewhere" if lost
+            else "no strategy has gained elsewhere")
 
 # %% ../../nbs/diagnostics/16_advice.ipynb #7a15c73b
 def paired_gains(
@@ -212,7 +235,8 @@ def _unannotated(run: Run, data) -> list[Finding]:
     images = data.train.subset(run.split["labeled"])
     masks = [images.mask(i) for i in range(len(images))]
     share = sum((m == 255).sum() for m in masks) / sum(m.size for m in masks)
-    return [f for f in apply_rules(Examined(from_dict(Strategy, run.config["strategy"]), unannotated=float(share))) if f.remedy]
+    return [f for f in apply_rules(
+                Examined(from_dict(Strategy, run.config["strategy"]), unannotated=float(share))) if f.remedy]
 
 def _diagnosed(run: Run, data) -> Sequence[Finding]:
     "What the whole examination of one run finds; nothing where its folder does not hold enough for one."
@@ -221,17 +245,21 @@ def _diagnosed(run: Run, data) -> Sequence[Finding]:
     except UserError: return ()
 
 def advise(
-    what: Diagnosis | Comparison | Run | str | Path | Iterable, # a diagnosis; or a run, runs, or a folder with runs in it
+    # a diagnosis; or a run, runs, or a folder with runs in it
+    what: Diagnosis | Comparison | Run | str | Path | Iterable,
     data=None, # Data: what the runs were begun with, to look at their labeled images as well
     expected: Mapping[str, Expectation] | None = None, # by strategy; None: from the measurements of this package
     findings: Iterable[Finding] = (), # what is known beside
 ) -> Advice:
-    "Rank strategies for this data, by what was found and what was measured on it. Raises `UserError` where there is no run that can be read."
+    """Rank strategies for this data, by what was found and what was measured on it.
+
+    Raises `UserError` where there is no run that can be read."""
     if isinstance(what, Diagnosis): return rank_strategies([*findings, *what.findings], {}, expected, what.subject)
     comparison = what if isinstance(what, Comparison) else compare(what)
     alone = isinstance(what, Run) or isinstance(what, (str, Path)) and (Path(what) / "config.json").exists()
     findings = [*findings, *(_diagnosed(comparison.facts[0].run, data) if alone else ())]
     topics = {f.topic for f in findings}
-    findings += [f for f in _rules_of(comparison.facts) if f.topic not in topics] + (_unannotated(comparison.facts[0].run, data) if data is not None else [])
+    findings += [f for f in _rules_of(comparison.facts) if f.topic not in topics] + (
+        _unannotated(comparison.facts[0].run, data) if data is not None else [])
     names = ", ".join(dict.fromkeys(str(f.config.get("data", "")) for f in comparison.facts))
     return rank_strategies(findings, paired_gains(comparison), expected, names)

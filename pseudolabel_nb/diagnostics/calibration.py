@@ -11,7 +11,8 @@ import numpy as np
 from ..core import random_stream
 from .findings import Finding, Picture, Remedy
 from .known import DiagnosisInputs, Part, figure, COLORS, severity_of, need, percent, units
-from ..measures.calibration import bin_middles, fit_temperature, promised, ratio_threshold, reliability, scaled
+from ..measures.calibration import (
+    bin_middles, fit_temperature, promised, ratio_threshold, reliability, scaled)
 from ..measures.metrics import best_threshold, threshold_curve
 from ..measures.statistics import percentile_interval, resample_weights
 
@@ -21,18 +22,21 @@ def promise_errors(
     n: int = 200, # bootstrap draws
     seed: int = 0,
 ) -> np.ndarray: # (2, 3): of precision and recall: promised minus true, low, high
-    "How far precision and recall by the raw probabilities are from the true ones; an interval of (−1, 1) for a single image."
+    """How far precision and recall by the raw probabilities are from the true ones; an interval of (−1, 1) for a single
+    image."""
     known = np.asarray(known, float)
     value = _errors(known.sum(0))
     if len(known) < 2: return np.stack([value, np.full(2, -1.0), np.full(2, 1.0)], 1)
     weights = resample_weights(len(known), n, random_stream(seed, "calibration"))
     draws = [d[np.isfinite(d)] for d in _errors(np.tensordot(weights, known, 1)).T]
-    return np.array([(v, *(percentile_interval(d, len(known)) if len(d) > 1 else (-1.0, 1.0))) for v, d in zip(value, draws)])
+    return np.array(
+        [(v, *(percentile_interval(d, len(known)) if len(d) > 1 else (-1.0, 1.0))) for v, d in zip(value, draws)])
 
 def _errors(hist: np.ndarray) -> np.ndarray: # (..., 2, 1024) -> (..., 2)
     "Promised minus true precision and recall at 0.5; nan without foreground."
     pixels, half = hist.sum(-2), (0.5, 0.5)
-    said, true = promised(pixels, bin_middles(hist.shape[-1]), half), promised(pixels, hist[..., 1, :] / np.maximum(pixels, 1), half)
+    said, true = promised(pixels, bin_middles(hist.shape[-1]), half), promised(
+        pixels, hist[..., 1, :] / np.maximum(pixels, 1), half)
     return (said - true)[..., :2]
 
 # %% ../../nbs/diagnostics/05_calibration.ipynb #085e3ddb
@@ -42,46 +46,69 @@ def _certain(error: np.ndarray) -> float: # value, low, high
 
 def _calibration_severity(errors: np.ndarray) -> str:
     "Of the worse of the two errors."
-    return max((severity_of(abs(e[0]), (0.4, "severe"), (0.15, "warning"), (0.05, "note")) if _certain(e) > 0.05 else "ok" for e in errors if np.isfinite(e[0])), key=["ok", "note", "warning", "severe"].index, default="ok")
+    return max(
+        (severity_of(abs(e[0]), (0.4, "severe"), (0.15, "warning"), (0.05, "note")) if _certain(e) > 0.05 else "ok"
+         for e in errors if np.isfinite(e[0])),
+        key=["ok", "note", "warning", "severe"].index, default="ok")
 
 def _classes_said(k: DiagnosisInputs) -> str:
     "Calibration errors one class against the rest; of two classes they are the same."
-    errors = {name: reliability(h).ece for name, h in k.classes.items()} or {"each class": reliability(k.validation.sum(0)).ece}
+    errors = {name: reliability(h).ece for name, h in k.classes.items()} or {
+        "each class": reliability(k.validation.sum(0)).ece}
     return ", ".join(f"{e:.4f} for {name}" for name, e in errors.items())
 
 def _decided(hist: np.ndarray, why: str) -> Remedy:
-    "A decision in place of confidence: of the thresholds within a point of the best validation F1 the one nearest to a half, since the curve is often flat."
+    """A decision in place of confidence: of the thresholds within a point of the best validation F1 the one nearest to
+    a half, since the curve is often flat."""
     at, _, _, curve = threshold_curve(hist)
     good = at[curve >= curve.max() - 0.01]
-    return Remedy("low_threshold", {"selector__threshold": round(float(np.clip(good[np.abs(good - 0.5).argmin()], 0.05, 0.95)), 2)}, why)
+    return Remedy("low_threshold",
+                  {"selector__threshold": round(float(np.clip(good[np.abs(good - 0.5).argmin()], 0.05, 0.95)), 2)}, why)
 
 def examine_calibration(
     k: DiagnosisInputs,
 ) -> Part:
-    "Reliability on validation, the temperature that would mend it, and better thresholds. Raises `Missing` without validation."
+    """Reliability on validation, the temperature that would mend it, and better thresholds.
+
+    Raises `Missing` without validation."""
     known = need(k.validation, "the teacher's predictions of validation images")
     hist = known.sum(0)
     need(hist[1].nonzero()[0], "foreground in validation")
-    errors, temperature = promise_errors(units(known, k.validation_groups)), fit_temperature(hist if k.fine is None else k.fine)
+    errors, temperature = promise_errors(units(known, k.validation_groups)), fit_temperature(
+        hist if k.fine is None else k.fine)
     severity = _calibration_severity(errors)
     worst = errors[np.nanargmax(np.abs(errors[:, 0]))]
-    said = f"At p ≥ 0.5 the probabilities promise {_gap(errors[0], 'precision')} and {_gap(errors[1], 'recall')} on validation; calibration error {_classes_said(k)}; a temperature of {temperature:.2f} fits best ({_sure(temperature)}), {_mended(hist, temperature)}."
-    finding = Finding("calibration", severity, float(worst[0]), f"{100 * worst[0]:+.0f} points", said, _decided(hist, "a cut at the best validation F1 needs the order of the probabilities, not their size") if severity in ("warning", "severe") else None)
-    return Part((finding, _thresholds(k)), (Picture("calibration", f"Reliability diagram on validation; calibration error {reliability(hist).ece:.4f}; and F1 over the threshold", lambda: draw_calibration(k, temperature)),))
+    said = (f"At p ≥ 0.5 the probabilities promise {_gap(errors[0], 'precision')} and {_gap(errors[1], 'recall')} "
+            f"on validation; calibration error {_classes_said(k)}; a temperature of {temperature:.2f} fits best "
+            f"({_sure(temperature)}), {_mended(hist, temperature)}.")
+    finding = Finding(
+        "calibration", severity, float(worst[0]), f"{100 * worst[0]:+.0f} points", said,
+        _decided(hist, "a cut at the best validation F1 needs the order of the probabilities, not their size")
+        if severity in ("warning", "severe")
+        else None)
+    return Part((finding, _thresholds(k)),
+                (Picture("calibration",
+                         "Reliability diagram on validation; calibration error "
+                         f"{reliability(hist).ece:.4f}; and F1 over the threshold",
+                         lambda: draw_calibration(k, temperature)),))
 
 def _gap(e: np.ndarray, name: str) -> str:
     "An error in words."
     if not np.isfinite(e[0]): return f"no {name}"
-    return f"{100 * abs(e[0]):.0f} points too {'much' if e[0] > 0 else 'little'} {name} [{100 * e[1]:+.0f}, {100 * e[2]:+.0f}]"
+    return (f"{100 * abs(e[0]):.0f} points too {'much' if e[0] > 0 else 'little'} "
+            f"{name} [{100 * e[1]:+.0f}, {100 * e[2]:+.0f}]")
 
 def _mended(hist: np.ndarray, temperature: float) -> str:
     "What the temperature does to the calibration error."
     before, after = (reliability(hist, probs=scaled(bin_middles(hist.shape[1]), t)).ece for t in (1.0, temperature))
-    return f"which leaves an error of {after:.4f}" if after < 0.9 * before else f"which leaves {after:.4f}: one number cannot mend it"
+    return (f"which leaves an error of {after:.4f}" if after < 0.9 * before else f"which leaves {after:.4f}: one "
+                                                                                 "number cannot mend it")
 
 def _sure(temperature: float) -> str:
     "What a temperature means."
-    return "too sure of itself" if temperature > 1.1 else "not sure enough of itself" if temperature < 0.9 else "as sure as it may be"
+    return ("too sure of itself" if temperature > 1.1
+            else "not sure enough of itself" if temperature < 0.9
+            else "as sure as it may be")
 
 # %% ../../nbs/diagnostics/05_calibration.ipynb #941d1732
 def _thresholds(k: DiagnosisInputs) -> Finding:
@@ -91,8 +118,11 @@ def _thresholds(k: DiagnosisInputs) -> Finding:
     used = (k.thresholds or (0.5, 0.5))[1]
     at, _, _, curve = threshold_curve(hist)
     cost = top - float(curve[np.searchsorted(at, used - 1e-9).clip(0, len(at) - 1)])
-    matched = f"; p ≥ {ratio_threshold(k.pixels.sum(0), k.prior):.3f} gives the unlabeled pixels the labels' ratio of {percent(k.prior)}" if k.prior and k.pixels is not None else ""
-    said = f"The best F1 on validation, {top:.3f}, is that of p ≥ {best:.3f}; p ≥ {used:.3g} gives {top - cost:.3f}{matched}."
+    matched = (f"; p ≥ {ratio_threshold(k.pixels.sum(0), k.prior):.3f} gives the "
+               f"unlabeled pixels the labels' ratio of {percent(k.prior)}" if k.prior and k.pixels is not None
+               else "")
+    said = (f"The best F1 on validation, {top:.3f}, is that of p ≥ {best:.3f}; "
+            f"p ≥ {used:.3g} gives {top - cost:.3f}{matched}.")
     remedy = _decided(hist, "the cut of the best validation F1") if cost > 0.05 else None
     return Finding("calibration", "note" if cost > 0.05 else "ok", best, f"p ≥ {best:.3f}", said, remedy)
 
@@ -104,13 +134,17 @@ def draw_calibration(
     made, (left, right) = figure(7.6, 3.1, columns=2)
     hist = k.validation.sum(0)
     left.plot([0, 1], [0, 1], ":", color="gray")
-    for probs, name, style in ((None, "as it is", "o-"), (scaled(bin_middles(hist.shape[1]), temperature), f"temperature {temperature:.2f}", "s--")):
+    for probs, name, style in ((None, "as it is", "o-"),
+                               (scaled(bin_middles(hist.shape[1]), temperature), f"temperature {temperature:.2f}",
+                                "s--")):
         r = reliability(hist, probs=probs)
-        left.plot(r.confidence, r.frequency, style, color=COLORS["foreground" if probs is None else "background"], label=name, markersize=4)
+        left.plot(r.confidence, r.frequency, style, color=COLORS["foreground" if probs is None else "background"],
+                  label=name, markersize=4)
     left.set(xlabel="probability of foreground", ylabel="share of foreground", xlim=(0, 1), ylim=(0, 1))
     left.legend()
     at, precision, recall, f1 = threshold_curve(hist)
-    for values, name, style in ((f1, "F1", "-"), (precision, "precision", "--"), (recall, "recall", ":")): right.plot(at, values, style, color=COLORS["labels"], label=name)
+    for values, name, style in ((f1, "F1", "-"), (precision, "precision", "--"), (recall, "recall", ":")):
+        right.plot(at, values, style, color=COLORS["labels"], label=name)
     right.axvline(best_threshold(hist)[0], color=COLORS["other"], lw=1, label="best F1")
     right.set(xlabel="threshold", ylabel="on validation", ylim=(0, 1.02))
     right.legend(fontsize=8)

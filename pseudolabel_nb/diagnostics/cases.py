@@ -18,7 +18,9 @@ from ..measures.metrics import binary_histogram
 from ..runs.run import RoundRecord
 
 # %% ../../nbs/diagnostics/13_cases.ipynb #a4ba913d
-def _bags(rng: np.random.Generator, images: int, prior: float, apart: float = 3.5, stretch: float = 1.0, side: int = 4000) -> np.ndarray: # (images, 2, 1024)
+# (images, 2, 1024)
+def _bags(rng: np.random.Generator, images: int, prior: float, apart: float = 3.5, stretch: float = 1.0,
+          side: int = 4000) -> np.ndarray:
     "Histograms of images by the probability of a teacher that is right for stretch 1."
     share = prior * rng.gamma(8, 1 / 8, (images, 1))
     y = rng.random((images, side)) < share
@@ -27,15 +29,20 @@ def _bags(rng: np.random.Generator, images: int, prior: float, apart: float = 3.
 
 def _records(ratios: tuple[float, ...], prior: float) -> tuple[RoundRecord, ...]:
     "A first teacher and students whose pseudo-labels have these ratios."
-    first = RoundRecord(0, 100, 0.6, 0.6, 0.6, 0.5, True, "checkpoints/round-0.safetensors", 1.0, prior, predicted=prior)
-    return (first, *(replace(first, round=n, f1=0.6 + 0.01 * n, ratio_pseudo=r, kept=(10**6, int(r * 10**6)), n_pseudo=24) for n, r in enumerate(ratios, 1)))
+    first = RoundRecord(
+        0, 100, 0.6, 0.6, 0.6, 0.5, True, "checkpoints/round-0.safetensors", 1.0, prior, predicted=prior)
+    return (first,
+            *(replace(first, round=n, f1=0.6 + 0.01 * n, ratio_pseudo=r, kept=(10**6, int(r * 10**6)), n_pseudo=24)
+              for n, r in enumerate(ratios, 1)))
 
 def _clean(rng: np.random.Generator, prior: float = 0.04, stretch: float = 1.0, pseudo: int = 24) -> DiagnosisInputs:
     "Nothing is wrong but what the arguments say."
     labeled, validation, unlabeled = (_bags(rng, n, prior, stretch=stretch) for n in (12, 16, pseudo))
     counts = unlabeled.sum(2)
-    return DiagnosisInputs(real=labeled.sum(2), real_groups=("a", "b") * 6, kept=counts, kept_groups=("a", "b") * (pseudo // 2), thresholds=(0.7, 0.7), validation=validation,
-                 pixels=unlabeled.sum(1), pixel_groups=("a", "b") * (pseudo // 2), truth=unlabeled, records=_records((prior,) * 3, prior))
+    return DiagnosisInputs(
+        real=labeled.sum(2), real_groups=("a", "b") * 6, kept=counts, kept_groups=("a", "b") * (pseudo // 2),
+        thresholds=(0.7, 0.7), validation=validation, pixels=unlabeled.sum(1), pixel_groups=("a", "b") * (pseudo // 2),
+        truth=unlabeled, records=_records((prior,) * 3, prior))
 
 # %% ../../nbs/diagnostics/13_cases.ipynb #f59abdfb
 def _more_foreground(k: DiagnosisInputs, times: float) -> DiagnosisInputs:
@@ -48,9 +55,11 @@ def _between(strength: float, weak: float, strong: float) -> float: return weak 
 def _mixed(rng: np.random.Generator, strength: float) -> DiagnosisInputs:
     "Two groups, the second with many times as much foreground."
     poor, rich = _clean(rng, 0.02), _clean(rng, 0.02 * _between(strength, 5, 12))
-    both = {n: np.concatenate([getattr(poor, n), getattr(rich, n)]) for n in ("real", "kept", "validation", "pixels", "truth")}
+    both = {n: np.concatenate([getattr(poor, n), getattr(rich, n)])
+            for n in ("real", "kept", "validation", "pixels", "truth")}
     prior = both["real"][:, 1].sum() / both["real"].sum()
-    return replace(poor, **both, real_groups=("a",) * 12 + ("b",) * 12, kept_groups=("a",) * 24 + ("b",) * 24, pixel_groups=("a",) * 24 + ("b",) * 24, records=_records((prior,) * 3, prior))
+    return replace(poor, **both, real_groups=("a",) * 12 + ("b",) * 12, kept_groups=("a",) * 24 + ("b",) * 24,
+                   pixel_groups=("a",) * 24 + ("b",) * 24, records=_records((prior,) * 3, prior))
 
 def _drifting(rng: np.random.Generator, strength: float) -> DiagnosisInputs:
     "A foreground ratio that falls or rises from round to round."
@@ -64,7 +73,8 @@ pathologies: dict[str, Callable[[np.random.Generator, float], DiagnosisInputs]] 
     "diluted": lambda rng, strength: _clean(rng, pseudo=2 * int(_between(strength, 30, 120))),
     "miscalibrated": lambda rng, strength: _clean(rng, stretch=_between(strength, 4.5, 12)),
     "drifting": _drifting,
-    "collapsed": lambda rng, strength: replace(_clean(rng), records=_records((0.04, 0.03, 0.04 / _between(strength, 12, 100)), 0.04)),
+    "collapsed": lambda rng, strength: replace(
+        _clean(rng), records=_records((0.04, 0.03, 0.04 / _between(strength, 12, 100)), 0.04)),
     "mixed groups": _mixed,
 }
 

@@ -30,7 +30,8 @@ class Curve:
     ) -> tuple[float, float, float]: # score, low, high (95 %)
         "The score with n labeled images."
         values = np.clip(self.draws[:, 0] - self.draws[:, 1] * float(n) ** -self.draws[:, 2], 0, 1)
-        return float(np.clip(self.a - self.b * float(n) ** -self.c, 0, 1)), *map(float, np.quantile(values, [0.025, 0.975]))
+        return float(np.clip(self.a - self.b * float(n) ** -self.c, 0, 1)), *map(
+            float, np.quantile(values, [0.025, 0.975]))
 
 def _linear(c: float, n: np.ndarray, score: np.ndarray) -> tuple[float, float, float]: # a, b, sum of squares
     "The best a and b for this exponent, with a at most 1 and b at least 0."
@@ -54,7 +55,9 @@ def fit_curve(
     "The inverse power law through runs at three numbers of labels or more; raises `UserError` for fewer."
     n, score = np.array(points, float).reshape(-1, 2).T
     sizes = np.unique(n)
-    if len(sizes) < 3: raise UserError(f"learning curve: found runs at {len(sizes)} numbers of labeled images; expected at least 3, so train the supervised baseline at more label ratios, such as 0.05,0.1,0.2")
+    if len(sizes) < 3:
+        raise UserError(f"learning curve: found runs at {len(sizes)} numbers of labeled images; expected at least "
+                        "3, so train the supervised baseline at more label ratios, such as 0.05,0.1,0.2")
     means = np.array([score[n == s].mean() for s in sizes])[np.searchsorted(sizes, n)]
     freedom = len(n) - len(sizes)
     sd = np.sqrt(((score - means) ** 2).sum() / freedom) if freedom else 0.02
@@ -68,17 +71,29 @@ def fit_curve(
 def examine_ceiling(
     k: DiagnosisInputs,
 ) -> Part:
-    "What all labels would bring at most. Raises `Missing` without supervised runs at three label ratios, or where the number of images is not known."
+    """What all labels would bring at most.
+
+    Raises `Missing` without supervised runs at three label ratios, or where the number of images is not known."""
     sizes = {n for n, _ in k.curve}
-    if len(sizes) < 3 or not k.pool: raise Missing("needs supervised runs of the same settings at three label ratios or more, beside this one or given as runs=")
+    if len(sizes) < 3 or not k.pool:
+        raise Missing("needs supervised runs of the same settings at three label "
+                      "ratios or more, beside this one or given as runs=")
     now, curve = len(k.real) if k.real is not None else min(sizes), fit_curve(k.curve)
     here, (top, low, high) = curve.at(now)[0], curve.at(k.pool)
     gain, least, most = (100 * (x - here) for x in (top, low, high))
-    said = f"With {now} labeled images the learning curve gives F1 {here:.3f}; with all {k.pool} labeled, or with perfect pseudo-labels, {top:.3f} [{low:.3f}, {high:.3f}]: {gain:+.1f} points at most [{least:+.1f}, {most:+.1f}]. It tends to {curve.a:.3f}."
+    said = (f"With {now} labeled images the learning curve gives F1 {here:.3f}; with all {k.pool} "
+            f"labeled, or with perfect pseudo-labels, {top:.3f} [{low:.3f}, {high:.3f}]: {gain:+.1f} "
+            f"points at most [{least:+.1f}, {most:+.1f}]. It tends to {curve.a:.3f}.")
     near = gain < 1
-    remedy = Remedy("supervised", {}, "report the supervised result: pseudo-labels can hardly add to it") if near else None
-    finding = Finding("ceiling", "note" if near else "ok", gain, f"{gain:+.1f} points", said + " The task is near its ceiling." * near, remedy)
-    return Part((finding,), (Picture("ceiling", f"Validation F1 of supervised runs over the number of labeled images, and the curve fitted to them up to {k.pool}", lambda: draw_curve(k.curve, curve, k.pool)),))
+    remedy = (
+        Remedy("supervised", {}, "report the supervised result: pseudo-labels can hardly add to it") if near else None)
+    finding = Finding("ceiling", "note" if near else "ok", gain, f"{gain:+.1f} points",
+                      said + " The task is near its ceiling." * near, remedy)
+    return Part((finding,),
+                (Picture("ceiling",
+                         "Validation F1 of supervised runs over the number of labeled "
+                         f"images, and the curve fitted to them up to {k.pool}",
+                         lambda: draw_curve(k.curve, curve, k.pool)),))
 
 def draw_curve(
     points: Sequence[tuple[int, float]],

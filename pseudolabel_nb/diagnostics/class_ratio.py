@@ -48,7 +48,8 @@ class ClassRatio:
                 ("difference", f"{100 * self.difference:+.2f} points", f"({self.relative:.2f} × the real ratio)"),
                 ("verdict", self.verdict, f"→ {self.advice}")]
 
-    def __str__(self): return "\n".join(f"{name:<25}{number:>14}  {remark}".rstrip() for name, number, remark in self.rows())
+    def __str__(self):
+        return "\n".join(f"{name:<25}{number:>14}  {remark}".rstrip() for name, number, remark in self.rows())
 
     def _repr_html_(self):
         top = max(self.real_ratio, self.pseudo_ratio)
@@ -67,11 +68,12 @@ def class_ratio(
     n_pseudo: int = 0, # masks they come from, for the display
     n_real: int = 0,
 ) -> ClassRatio:
-    "Compare two pairs of pixel counts; raises `UserError` where the real labels hold no foreground, since nothing can be compared with 0."
+    """Compare two pairs of pixel counts; raises `UserError` where the real labels hold no foreground, since nothing can
+    be compared with 0."""
     pseudo, real = (_pair(c, name) for c, name in ((pseudo_counts, "pseudo"), (real_counts, "real")))
     if not real[1]:
-        raise UserError(f"real masks: found no foreground among {real[0]} labeled pixels; "
-                        "expected some to compare with, so add masks that have foreground (if it is 255 in yours, pass mask > 127)")
+        raise UserError(f"real masks: found no foreground among {real[0]} labeled pixels; expected some to compare "
+                        "with, so add masks that have foreground (if it is 255 in yours, pass mask > 127)")
     r, p = real[1] / sum(real), pseudo[1] / max(1, sum(pseudo))
     return ClassRatio(r, p, p - r, p / r, *_verdict(pseudo, p / r), n_real, n_pseudo)
 
@@ -100,17 +102,19 @@ def _arrays(
         mask = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
         if mask.ndim == 3 and mask.shape[0] == 1: mask = mask[0]
         if mask.ndim != 2:
-            raise UserError(f"{name} mask {i}: found shape {mask.shape}; "
-                            "expected (H, W) or (1, H, W), so pass one mask an item, as class ids and not as one channel a class")
+            raise UserError(f"{name} mask {i}: found shape {mask.shape}; expected (H, W) or (1, H, W), so pass "
+                            "one mask an item, as class ids and not as one channel a class")
         yield mask
 
 def _count(
     masks: Iterable,
     name: str, # "real" or "pseudo"
 ) -> tuple[np.ndarray, int]: # (background, foreground) pixels; masks
-    "Pixels of each class over all masks; raises `UserError` where there is no mask, or one with values other than 0, 1 and 255."
+    """Pixels of each class over all masks; raises `UserError` where there is no mask, or one with values other than 0,
+    1 and 255."""
     counts = [class_pixels(mask, what=f"{name} mask {i}") for i, mask in enumerate(_arrays(masks, name))]
-    if not counts: raise UserError(f"{name} masks: found none; expected at least one, so check the folder or the selector")
+    if not counts:
+        raise UserError(f"{name} masks: found none; expected at least one, so check the folder or the selector")
     return sum(counts), len(counts)
 
 def diagnose_pseudo_labels(

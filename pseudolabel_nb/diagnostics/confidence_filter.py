@@ -34,7 +34,8 @@ def matched_threshold(
     background: float, # threshold of the background
     prior: float, # foreground ratio to meet
 ) -> float: # in [0.05, 0.95]
-    "The foreground threshold under which the kept pixels have the ratio `prior`; 0.05 where even that keeps too little."
+    """The foreground threshold under which the kept pixels have the ratio `prior`; 0.05 where even that keeps too
+    little."""
     middle, edges = bin_middles(len(pixels)), threshold_edges(len(pixels))
     low = pixels[1 - middle >= background].sum()
     above = np.cumsum(pixels[::-1])[::-1]
@@ -49,14 +50,28 @@ def examine_filter(
     pixels, thresholds = need(k.pixels, "predictions of unlabeled images").sum(0), k.thresholds or (0.7, 0.7)
     low, high = kept_bins(thresholds, len(pixels))
     half = len(pixels) // 2
-    background, foreground = _share(pixels[:half][low[:half]].sum(), pixels[:half].sum()), _share(pixels[half:][high[half:]].sum(), pixels[half:].sum())
+    background, foreground = _share(pixels[:half][low[:half]].sum(), pixels[:half].sum()), _share(
+        pixels[half:][high[half:]].sum(), pixels[half:].sum())
     after, before = _share(pixels[high].sum(), pixels[low | high].sum()), pixels[half:].sum() / pixels.sum()
-    if not pixels[half:].sum(): return Part((Finding("confidence filter", "severe", 0.0, "no foreground", "The teacher calls no pixel foreground, so no threshold on confidence can keep any.", Remedy("low_threshold", {"selector__threshold": 0.4}, "train the first teacher longer, and keep foreground from a lower probability on")),))
+    if not pixels[half:].sum():
+        return Part(
+            (Finding("confidence filter", "severe", 0.0, "no foreground",
+                     "The teacher calls no pixel foreground, so no threshold on confidence can keep any.",
+                     Remedy("low_threshold", {"selector__threshold": 0.4},
+                            "train the first teacher longer, and keep foreground from a lower probability on")),))
     skew = foreground / background if background else float("inf")
-    said = f"Thresholds {thresholds[0]:.2g} for background and {thresholds[1]:.2g} for foreground keep {background:.0%} of what is called background and {foreground:.0%} of what is called foreground, {_turned(pixels[:half][high[:half]].sum(), pixels[:half].sum())}so the foreground ratio goes from {percent(before)} to {percent(after)}" + (f" (labels: {percent(k.prior)})." if k.prior else ".")
+    said = (f"Thresholds {thresholds[0]:.2g} for background and {thresholds[1]:.2g} for foreground keep "
+            f"{background:.0%} of what is called background and {foreground:.0%} of what is called "
+            f"foreground, {_turned(pixels[:half][high[:half]].sum(), pixels[:half].sum())}so the foreground "
+            f"ratio goes from {percent(before)} to {percent(after)}"
+            + (f" (labels: {percent(k.prior)})." if k.prior else "."))
     short = k.prior is not None and after < 0.8 * k.prior
     severity = severity_of(1 - skew, (0.8, "severe" if short else "note"), (0.5, "warning" if short else "note"))
-    return Part((Finding("confidence filter", severity, skew, f"{skew:.2f}", said, _remedy(k, pixels, severity)),), (Picture("confidence filter", f"Share of each predicted class that a confidence threshold keeps; at the thresholds used {foreground:.0%} of the foreground", lambda: draw_filter(pixels, k.prior)),))
+    return Part((Finding("confidence filter", severity, skew, f"{skew:.2f}", said, _remedy(k, pixels, severity)),),
+                (Picture("confidence filter",
+                         "Share of each predicted class that a confidence threshold keeps; at the "
+                         f"thresholds used {foreground:.0%} of the foreground",
+                         lambda: draw_filter(pixels, k.prior)),))
 
 def _turned(pixels: int, background: int) -> str:
     "What a foreground threshold below one half makes of pixels that the teacher rather takes for background."
@@ -66,7 +81,8 @@ def _remedy(k: DiagnosisInputs, pixels: np.ndarray, severity: str) -> Remedy | N
     "A threshold of its own for the foreground."
     if severity not in ("warning", "severe"): return None
     t = round(matched_threshold(pixels, 0.8, k.prior), 2)
-    return Remedy("class_balanced", {"selector__foreground": t, "selector__background": 0.8}, "the foreground threshold that keeps the labels' ratio of these predictions")
+    return Remedy("class_balanced", {"selector__foreground": t, "selector__background": 0.8},
+                  "the foreground threshold that keeps the labels' ratio of these predictions")
 
 def draw_filter(
     pixels: np.ndarray, # (1024,)

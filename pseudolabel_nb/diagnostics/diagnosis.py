@@ -18,7 +18,8 @@ from .confidence_filter import examine_filter
 from .drift import examine_drift
 from .expected_quality import examine_quality
 from .findings import Diagnosis
-from .gather import from_masks, from_record, from_run, mask_counts, with_labels, with_predictions, with_truth, with_validation
+from .gather import (
+    from_masks, from_record, from_run, mask_counts, with_labels, with_predictions, with_truth, with_validation)
 from .known import DiagnosisInputs, Missing, kept_counts
 from .prior_shift import examine_groups, examine_prior
 from .quantity import examine_quantity, examine_ratio
@@ -29,8 +30,9 @@ from ..strategies.selection import Selection
 
 # %% ../../nbs/diagnostics/12_diagnosis.ipynb #c286a5dd
 examinations: dict[str, Callable[[DiagnosisInputs], object]] = {
-    "class ratio": examine_ratio, "dilution": examine_quantity, "confidence filter": examine_filter, "calibration": examine_calibration, "expected quality": examine_quality,
-    "drift": examine_drift, "prior": examine_prior, "where to look": examine_places, "ceiling": examine_ceiling}
+    "class ratio": examine_ratio, "dilution": examine_quantity, "confidence filter": examine_filter,
+    "calibration": examine_calibration, "expected quality": examine_quality, "drift": examine_drift,
+    "prior": examine_prior, "where to look": examine_places, "ceiling": examine_ceiling}
 
 def _groups_alone(done: dict) -> dict:
     "Groups are part of the examination of the prior; without it they have one of their own."
@@ -51,7 +53,8 @@ def examine(
             except Missing as why: left_out.append((name, str(why)))
     attempt(named)
     attempt(_groups_alone(parts))
-    findings, pictures = (tuple(x for p in parts.values() for x in getattr(p, part)) for part in ("findings", "pictures"))
+    findings, pictures = (
+        tuple(x for p in parts.values() for x in getattr(p, part)) for part in ("findings", "pictures"))
     return Diagnosis(findings, pictures, tuple(left_out), subject)
 
 # %% ../../nbs/diagnostics/12_diagnosis.ipynb #4c11a234
@@ -64,11 +67,19 @@ def known_of(
     "What is known about `what`; raises `UserError` for anything else, and for options that it has no use for."
     if isinstance(what, (str, Path)): what = open_run(what)
     if isinstance(what, Run): return from_run(what, data, **options), what.name
-    if isinstance(what, Predictions): return _of_predictions(what, data, real, **options), f"{len(what)} predicted images"
-    if options: raise UserError(f"diagnose: found the options {', '.join(options)}, which only runs and predictions have a use for; expected none here, so leave them out")
-    if data is not None: raise UserError("diagnose: found data=, which does not say which of its images had labels and which had pseudo-labels; expected the real masks alone, so pass real=, such as real=[data.train.mask(data.train.index(id)) for id in run.split['labeled']]")
+    if isinstance(what, Predictions):
+        return _of_predictions(what, data, real, **options), f"{len(what)} predicted images"
+    if options:
+        raise UserError(f"diagnose: found the options {', '.join(options)}, which only runs and "
+                        "predictions have a use for; expected none here, so leave them out")
+    if data is not None:
+        raise UserError("diagnose: found data=, which does not say which of its images had labels and which had "
+                        "pseudo-labels; expected the real masks alone, so pass real=, such as "
+                        "real=[data.train.mask(data.train.index(id)) for id in run.split['labeled']]")
     if isinstance(what, RoundRecord): return _with_real(from_record(what), None, real), f"round {what.round}"
-    if real is None: raise UserError("diagnose: found pseudo-labels and nothing to compare them with; expected real labels, so pass real=masks")
+    if real is None:
+        raise UserError(
+            "diagnose: found pseudo-labels and nothing to compare them with; expected real labels, so pass real=masks")
     masks = what.target if isinstance(what, Selection) else what
     return from_masks(masks, real), "a selection" if isinstance(what, Selection) else "masks"
 
@@ -76,25 +87,37 @@ def _with_real(k: DiagnosisInputs, data: Data | None, real: Iterable | None) -> 
     "`k` with real labels, where there are any."
     if real is not None: return replace(k, real=mask_counts(real, "real"), counted=True)
     predicted = set(k.predictions.ids) if k.predictions else set()
-    known = [] if data is None or data.train is None else [id for i, id in enumerate(data.train.ids) if data.train.has_mask(i) and id not in predicted]
+    known = ([] if data is None or data.train is None
+             else [id for i, id in enumerate(data.train.ids) if data.train.has_mask(i) and id not in predicted])
     return with_labels(k, data.train.subset(known)) if known else k
 
-def _of_predictions(p: Predictions, data: Data | None, real: Iterable | None, thresholds: tuple[float, float] = (0.7, 0.7), validation: Predictions | None = None, oracle: bool = False) -> DiagnosisInputs:
+def _of_predictions(p: Predictions, data: Data | None, real: Iterable | None,
+                    thresholds: tuple[float, float] = (0.7, 0.7), validation: Predictions | None = None,
+                    oracle: bool = False) -> DiagnosisInputs:
     "A store, its kept pixels at these thresholds, and validation where that was predicted, too."
-    k = DiagnosisInputs(thresholds=tuple(thresholds), kept=kept_counts(p, (thresholds[0],) + (thresholds[1],) * (p.n_classes - 1)))
+    k = DiagnosisInputs(
+        thresholds=tuple(thresholds), kept=kept_counts(p, (thresholds[0],) + (thresholds[1],) * (p.n_classes - 1)))
     k = _with_real(with_predictions(k, p, data.train if data is not None else None), data, real)
     if validation is not None:
-        if data is None or data.val is None: raise UserError("diagnose: found predictions of validation images without their labels; expected data= with a validation split")
+        if data is None or data.val is None:
+            raise UserError("diagnose: found predictions of validation images without their "
+                            "labels; expected data= with a validation split")
         k = with_validation(k, validation, data.val, data.classes)
     return with_truth(k, data.train) if oracle and data is not None else k
 
 def diagnose(
     what, # masks, a `Selection`, `Predictions`, a `RoundRecord`, a `Run` or the path of a run folder
-    data: Data | None = None, # the images and labels: for predictions and runs alone; without it, what their folder tells
+    # the images and labels: for predictions and runs alone; without it, what their folder tells
+    data: Data | None = None,
     *,
-    real: Iterable | None = None, # real masks to compare with; None: of a run, those it had; of predictions, those of the training images that were not predicted
-    **options, # of a run: round, oracle, limit, runs, device; of predictions: thresholds (background, foreground), validation (`Predictions`), oracle
+    # real masks to compare with; None: of a run, those it had; of predictions, those of the training images that were
+    # not predicted
+    real: Iterable | None = None,
+    # of a run: round, oracle, limit, runs, device; of predictions: thresholds (background, foreground), validation
+    # (`Predictions`), oracle
+    **options,
 ) -> Diagnosis:
-    "Everything that can be said about pseudo-labels, each finding with its severity, figure, sentence and remedy; prints as text, shows as HTML, gives a DataFrame and a page. Raises `UserError` for what cannot be read."
+    """Everything that can be said about pseudo-labels, each finding with its severity, figure, sentence and remedy;
+    prints as text, shows as HTML, gives a DataFrame and a page. Raises `UserError` for what cannot be read."""
     k, name = known_of(what, data, real, **options)
     return examine(k, name)

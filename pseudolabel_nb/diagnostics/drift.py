@@ -28,19 +28,27 @@ def _expected(k: DiagnosisInputs, record: RoundRecord) -> float:
 def collapse_finding(
     k: DiagnosisInputs,
 ) -> Finding | None:
-    "Foreground below a tenth of what the labels hold, in pseudo-labels or in what the student calls foreground on validation; None without records of students."
+    """Foreground below a tenth of what the labels hold, in pseudo-labels or in what the student calls foreground on
+    validation; None without records of students."""
     students = _students(k)
     if not students: return None
-    shares = [(r.ratio_pseudo / _expected(k, r), r, "pseudo-labels hold", r.ratio_pseudo) for r in students] + [(r.predicted / _expected(k, r), r, "student calls", r.predicted) for r in students if r.predicted is not None]
+    shares = [(r.ratio_pseudo / _expected(k, r), r, "pseudo-labels hold", r.ratio_pseudo) for r in students] + [
+        (r.predicted / _expected(k, r), r, "student calls", r.predicted) for r in students if r.predicted is not None]
     least, record, who, share = min(shares, key=lambda s: s[0])
-    said = f"Round {record.round}: the {who} {percent(share)} foreground where the labels hold {percent(_expected(k, record))}."
-    if least >= 0.1: return Finding("drift", "ok", least, f"{least:.2f} ×", f"No collapse: at least {least:.2f} of the labels' foreground ratio in every round.")
-    return Finding("drift", "severe", least, f"{least:.2f} ×", f"Collapsed. {said}", Remedy("class_quantiles", {}, "keeps a share of each class whatever the confidence; or train the first teacher longer"))
+    said = (f"Round {record.round}: the {who} {percent(share)} foreground where "
+            f"the labels hold {percent(_expected(k, record))}.")
+    if least >= 0.1:
+        return Finding("drift", "ok", least, f"{least:.2f} ×",
+                       f"No collapse: at least {least:.2f} of the labels' foreground ratio in every round.")
+    return Finding("drift", "severe", least, f"{least:.2f} ×", f"Collapsed. {said}",
+                   Remedy("class_quantiles", {},
+                          "keeps a share of each class whatever the confidence; or train the first teacher longer"))
 
 def slide_finding(
     k: DiagnosisInputs,
 ) -> Finding | None:
-    "Does the ratio of the pseudo-labels move one way over the rounds, by more than a third, and end half as much again off the labels'? None below two rounds."
+    """Does the ratio of the pseudo-labels move one way over the rounds, by more than a third, and end half as much
+    again off the labels'? None below two rounds."""
     students = _students(k)
     if len(students) < 2: return None
     ratios = np.array([max(r.ratio_pseudo, 1e-9) for r in students])
@@ -48,9 +56,11 @@ def slide_finding(
     off = np.abs(np.log(ratios / _expected(k, students[0])))
     one_way = bool((steps > 0).all() or (steps < 0).all())
     away = off[-1] > off[0] + 0.1 and off[-1] > np.log(1.5)
-    said = f"The foreground ratio of the pseudo-labels goes {' → '.join(percent(r) for r in ratios)} over the rounds (labels: {percent(_expected(k, students[0]))})."
+    said = (f"The foreground ratio of the pseudo-labels goes {' → '.join(percent(r) for r in ratios)} over "
+            f"the rounds (labels: {percent(_expected(k, students[0]))}).")
     bad = one_way and away and not 0.75 <= change <= 4 / 3
-    remedy = Remedy("class_quantiles", {"selector__aligned": True}, "holds the kept ratio at the labels' in every round") if bad else None
+    remedy = Remedy("class_quantiles", {"selector__aligned": True},
+                    "holds the kept ratio at the labels' in every round") if bad else None
     return Finding("drift", "warning" if bad else "ok", float(change), f"{change:.2f} ×", said, remedy)
 
 # %% ../../nbs/diagnostics/07_drift.ipynb #1432d12b
@@ -87,22 +97,31 @@ def flip_finding(
     if len(k.rounds) < 2 or not (ids := common_images(k.rounds[-2:])): return None
     both, lost, gained, _ = flips(*k.rounds[-2:], ids).sum(0)
     same = both / (both + lost + gained) if both + lost + gained else 1.0
-    said = f"Of what either of the last two rounds calls foreground, {same:.0%} is the same in both ({len(ids)} images): {percent(lost / max(both + lost, 1))} of it was lost, {percent(gained / max(both + gained, 1))} is new."
+    said = (f"Of what either of the last two rounds calls foreground, {same:.0%} is the same in "
+            f"both ({len(ids)} images): {percent(lost / max(both + lost, 1))} of it was lost, "
+            f"{percent(gained / max(both + gained, 1))} is new.")
     return Finding("drift", "note" if same < 0.4 else "ok", float(same), f"{same:.0%} the same", said)
 
 def bias_finding(
     k: DiagnosisInputs,
     rise: float = 0.01, # of the mean confidence
 ) -> Finding | None:
-    "Does confidence rise while no student beats the first teacher on validation? None below two rounds of predictions, or without their scores."
+    """Does confidence rise while no student beats the first teacher on validation?
+
+    None below two rounds of predictions, or without their scores."""
     scores = [r.f1 for r in k.records]
     if len(k.rounds) < 2 or len(scores) < 2 or not (ids := common_images(k.rounds)): return None
     sure = [confidence(s, ids) for s in k.rounds]
     gain = max(scores[1:]) - scores[0]
     biased = sure[-1] - sure[0] > rise and gain <= 0
-    said = f"Mean confidence goes {' → '.join(f'{c:.3f}' for c in sure)} over the rounds, validation F1 {' → '.join(f'{s:.3f}' for s in scores)}."
-    remedy = Remedy("limited", {"start": "restart"}, "a student that starts afresh from few pseudo-labels does not inherit the mistakes") if biased else None
-    return Finding("drift", "warning" if biased else "ok", float(sure[-1] - sure[0]), f"{sure[-1] - sure[0]:+.3f} confidence", said + " Surer, and no better: confirmation bias." * biased, remedy)
+    said = (f"Mean confidence goes {' → '.join(f'{c:.3f}' for c in sure)} over the "
+            f"rounds, validation F1 {' → '.join(f'{s:.3f}' for s in scores)}.")
+    remedy = Remedy(
+        "limited", {"start": "restart"},
+        "a student that starts afresh from few pseudo-labels does not inherit the mistakes") if biased else None
+    return Finding(
+        "drift", "warning" if biased else "ok", float(sure[-1] - sure[0]), f"{sure[-1] - sure[0]:+.3f} confidence",
+        said + " Surer, and no better: confirmation bias." * biased, remedy)
 
 def examine_drift(
     k: DiagnosisInputs,
@@ -112,7 +131,8 @@ def examine_drift(
     slide = None if collapsed is not None and collapsed.alarming else slide_finding(k) # a collapse slides, too
     found = [f for f in (collapsed, slide, bias_finding(k), flip_finding(k)) if f is not None]
     if not found: raise Missing("needs a finished round with pseudo-labels, or the predictions of two rounds")
-    pictures = (Picture("drift", "Foreground ratio of the pseudo-labels and validation F1, round by round", lambda: draw_drift(k)),) if len(k.records) > 1 else ()
+    pictures = (Picture("drift", "Foreground ratio of the pseudo-labels and validation F1, round by round",
+                        lambda: draw_drift(k)),) if len(k.records) > 1 else ()
     return Part(tuple(found), pictures)
 
 def draw_drift(
@@ -121,14 +141,16 @@ def draw_drift(
     "The ratio of the pseudo-labels against the labels', and validation F1, over the rounds."
     made, (left, right) = figure(7.6, 2.7, columns=2)
     students = _students(k)
-    left.plot([r.round for r in students], [100 * r.ratio_pseudo for r in students], "o-", color=COLORS["foreground"], label="pseudo-labels")
+    left.plot([r.round for r in students], [100 * r.ratio_pseudo for r in students], "o-", color=COLORS["foreground"],
+              label="pseudo-labels")
     left.axhline(100 * _expected(k, k.records[0]), color=COLORS["labels"], ls=":", label="labels")
     left.set(xlabel="round", ylabel="foreground (%)", ylim=(0, None), xticks=[r.round for r in students])
     left.legend()
     right.plot([r.round for r in k.records], [r.f1 for r in k.records], "-", color=COLORS["background"])
     for accepted, marker, name in ((True, "o", "accepted"), (False, "x", "refused")):
         some = [r for r in k.records if r.accepted == accepted]
-        if some: right.plot([r.round for r in some], [r.f1 for r in some], marker, color=COLORS["background"], label=name)
+        if some:
+            right.plot([r.round for r in some], [r.f1 for r in some], marker, color=COLORS["background"], label=name)
     right.set(xlabel="round", ylabel="validation F1", xticks=[r.round for r in k.records])
     right.legend()
     return made

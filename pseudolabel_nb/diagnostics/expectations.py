@@ -29,7 +29,8 @@ class Trial:
     gains: dict[str, float] # strategy -> mean paired gain of test F1, as a share
 
 def read_trials(
-    path: str | Path | None = None, # a CSV file: data, labeled_ratio, steps, seeds, strategy, gain; None: that of the package
+    # a CSV file: data, labeled_ratio, steps, seeds, strategy, gain; None: that of the package
+    path: str | Path | None = None,
 ) -> tuple[Trial, ...]:
     "Return the trials in a file, one for each data set, share of labels, number of steps and of seeds."
     found, path = defaultdict(dict), files("pseudolabel_nb.diagnostics") / "trials.csv" if path is None else Path(path)
@@ -53,7 +54,8 @@ class Expectation:
 
     def __str__(self):
         if not self.sets: return "never measured"
-        interval = f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]" if self.sets > 2 else "" # of two sets it would span the whole scale
+        # of two sets it would span the whole scale
+        interval = f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]" if self.sets > 2 else ""
         return f"{100 * self.gain:+.1f} F1{interval} on {_many(self.sets, 'data set')}, {_many(self.seeds, 'run')}"
 
 def _many(n: int, thing: str) -> str:
@@ -69,8 +71,10 @@ def expect(
     for t in trials:
         if strategy in t.gains: by_set[t.data].append((t.gains[strategy], t.seeds))
     if not by_set: return Expectation(strategy)
-    interval = paired_interval([math.fsum(g * n for g, n in found) / sum(n for _, n in found) for found in by_set.values()])
-    return Expectation(strategy, interval.mean, interval.low, interval.high, len(by_set), sum(n for found in by_set.values() for _, n in found))
+    interval = paired_interval(
+        [math.fsum(g * n for g, n in found) / sum(n for _, n in found) for found in by_set.values()])
+    return Expectation(strategy, interval.mean, interval.low, interval.high, len(by_set),
+                       sum(n for found in by_set.values() for _, n in found))
 
 def expectations(
     trials: Iterable[Trial] = trials,
@@ -81,14 +85,16 @@ def expectations(
     return {name: expect(name, used) for name in sorted({name for t in used for name in t.gains})}
 
 # %% ../../nbs/diagnostics/15_expectations.ipynb #d6d4b24e
-step_costs = dict(naive=2 * 1.035, mean_teacher=2.075, fixmatch=2.167, unimatch=3.984, cps=3.577, copy_paste=2.349) # over a supervised step
+# over a supervised step
+step_costs = dict(naive=2 * 1.035, mean_teacher=2.075, fixmatch=2.167, unimatch=3.984, cps=3.577, copy_paste=2.349)
 
 def run_cost(
     strategy: Strategy | str,
     teacher_share: float = 0.5, # of the steps, in [0, 1]
 ) -> float: # supervised runs
     "What a run costs beside a supervised run of as many steps. Raises `UserError` for a share outside [0, 1]."
-    if not 0 <= teacher_share <= 1: raise UserError(f"teacher_share is {teacher_share}; expected a share from 0 to 1, such as 0.5")
+    if not 0 <= teacher_share <= 1:
+        raise UserError(f"teacher_share is {teacher_share}; expected a share from 0 to 1, such as 0.5")
     made = strategies.get(strategy) if isinstance(strategy, str) else strategy
     if made is not None and not made.rounds: return 1.0
     like = "mean_teacher" if made is not None and made.method.online else "naive"

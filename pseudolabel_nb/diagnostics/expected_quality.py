@@ -9,7 +9,8 @@ __all__ = ['examine_quality', 'draw_expected']
 from math import isfinite
 
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Part, figure, COLORS, severity_of, need, raise_threshold, units
+from .known import (
+    DiagnosisInputs, Part, figure, COLORS, severity_of, need, raise_threshold, units)
 from ..measures.calibration import Expected, expected_quality, quality_names, true_quality
 
 # %% ../../nbs/diagnostics/06_expected_quality.ipynb #c7a77d81
@@ -17,39 +18,53 @@ def examine_quality(
     k: DiagnosisInputs,
     method: str = "isotonic", # a calibration
 ) -> Part:
-    "Expected precision, recall and F1 of the kept pixels. Raises `Missing` without validation or predictions of unlabeled images."
-    known, pixels = need(k.validation, "the teacher's predictions of validation images"), need(k.pixels, "predictions of unlabeled images")
+    """Expected precision, recall and F1 of the kept pixels.
+
+    Raises `Missing` without validation or predictions of unlabeled images."""
+    known, pixels = need(k.validation, "the teacher's predictions of validation images"), need(
+        k.pixels, "predictions of unlabeled images")
     need(known[:, 1].nonzero()[0], "foreground in validation")
     thresholds = k.thresholds or (0.7, 0.7)
     expected = expected_quality(units(known, k.validation_groups), units(pixels, k.pixel_groups), thresholds, method)
     truth = None if k.truth is None else dict(zip(quality_names, true_quality(k.truth.sum(0), thresholds).tolist()))
     found = [_of_foreground(k, expected, truth), _of_background(expected, truth)]
-    return Part(tuple(found), (Picture("expected quality", f"Expected quality of the pseudo-labels with intervals: {expected}", lambda: draw_expected(expected, truth)),))
+    return Part(tuple(found),
+                (Picture("expected quality", f"Expected quality of the pseudo-labels with intervals: {expected}",
+                         lambda: draw_expected(expected, truth)),))
 
 def _said(expected: Expected, truth: dict | None, name: str, word: str) -> str:
     "A number with its interval, and the truth."
     value = expected.value[name]
     if not isfinite(value): return f"{word}: nothing is kept"
-    return f"{word} {value:.2f} [{expected.low[name]:.2f}, {expected.high[name]:.2f}]" + (f" (truly {truth[name]:.2f})" if truth else "")
+    return f"{word} {value:.2f} [{expected.low[name]:.2f}, {expected.high[name]:.2f}]" + (
+        f" (truly {truth[name]:.2f})" if truth else "")
 
 def _of_foreground(k: DiagnosisInputs, expected: Expected, truth: dict | None) -> Finding:
     "Of the rare class: the one that matters."
     p, r = expected.value["precision"], expected.value["recall"]
-    severity = "severe" if not isfinite(p) else max(severity_of(0.7 - p, (0.2, "severe"), (0, "warning")), severity_of(0.4 - r, (0.2, "severe"), (0, "warning")), key=["ok", "warning", "severe"].index)
-    said = f"Of the pixels kept as foreground: {_said(expected, truth, 'precision', 'precision')}, {_said(expected, truth, 'recall', 'recall')}, {_said(expected, truth, 'f1', 'F1')}, expected from validation."
-    return Finding("expected quality", severity, expected.value["f1"], f"F1 {expected.value['f1']:.2f}", said, _remedy(k, severity, p, r))
+    severity = "severe" if not isfinite(p) else max(
+        severity_of(0.7 - p, (0.2, "severe"), (0, "warning")), severity_of(0.4 - r, (0.2, "severe"), (0, "warning")),
+        key=["ok", "warning", "severe"].index)
+    said = (f"Of the pixels kept as foreground: {_said(expected, truth, 'precision', 'precision')}, "
+            f"{_said(expected, truth, 'recall', 'recall')}, {_said(expected, truth, 'f1', 'F1')}, expected "
+            "from validation.")
+    return Finding("expected quality", severity, expected.value["f1"], f"F1 {expected.value['f1']:.2f}", said,
+                   _remedy(k, severity, p, r))
 
 def _remedy(k: DiagnosisInputs, severity: str, precision: float, recall: float) -> Remedy | None:
     "Against few and against wrong pseudo-labels; where both are bad, pseudo-labels that count less."
     if severity == "ok": return None
-    if precision < 0.7 and recall < 0.4: return Remedy("weighted", {"method__weight": 0.25}, "such pseudo-labels should count little; train the first teacher longer, or label more")
+    if precision < 0.7 and recall < 0.4:
+        return Remedy("weighted", {"method__weight": 0.25},
+                      "such pseudo-labels should count little; train the first teacher longer, or label more")
     if recall < 0.4: return Remedy("class_balanced", {}, "a lower threshold for the foreground brings recall")
     return Remedy("limited", {"selector__threshold": raise_threshold(k)}, "fewer and surer pseudo-labels")
 
 def _of_background(expected: Expected, truth: dict | None) -> Finding:
     "Of the background: rarely the trouble."
     value = expected.value["precision_background"]
-    said = f"Of the pixels kept as background: {_said(expected, truth, 'precision_background', 'precision')}, {_said(expected, truth, 'recall_background', 'recall')}."
+    said = (f"Of the pixels kept as background: {_said(expected, truth, 'precision_background', 'precision')}, "
+            f"{_said(expected, truth, 'recall_background', 'recall')}.")
     return Finding("expected quality", "ok", value, f"{value:.3f}", said)
 
 def draw_expected(
@@ -60,10 +75,14 @@ def draw_expected(
     made, ax = figure(5.6, 2.4)
     names = [n for n in quality_names if isfinite(expected.value[n])]
     for y, n in enumerate(names):
-        ax.plot([expected.low[n], expected.high[n]], [y, y], color=COLORS["labels"], lw=3, solid_capstyle="butt", label="interval" if not y else None)
+        ax.plot([expected.low[n], expected.high[n]], [y, y], color=COLORS["labels"], lw=3, solid_capstyle="butt",
+                label="interval" if not y else None)
         ax.plot(expected.value[n], y, "o", color=COLORS["background"], label="expected" if not y else None)
-        if truth: ax.plot(truth[n], y, "x", color=COLORS["foreground"], markersize=9, mew=2, label="truth (hidden labels)" if not y else None)
-    ax.set(yticks=range(len(names)), yticklabels=[n.replace("f1", "F1").replace("_", " of ") for n in names], xlim=(0, 1.02))
+        if truth:
+            ax.plot(truth[n], y, "x", color=COLORS["foreground"], markersize=9, mew=2,
+                    label="truth (hidden labels)" if not y else None)
+    ax.set(yticks=range(len(names)), yticklabels=[n.replace("f1", "F1").replace("_", " of ") for n in names],
+           xlim=(0, 1.02))
     ax.invert_yaxis()
     if names: ax.legend(fontsize=8, loc="lower left")
     return made

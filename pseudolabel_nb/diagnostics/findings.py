@@ -29,7 +29,8 @@ class Remedy:
     @property
     def call(self) -> str:
         "The strategy as it is typed."
-        return f"strategy({', '.join([_quoted(self.strategy), *(f'{k}={_quoted(v)}' for k, v in self.changes.items())])})"
+        return (
+            f"strategy({', '.join([_quoted(self.strategy), *(f'{k}={_quoted(v)}' for k, v in self.changes.items())])})")
 
     def __str__(self): return self.call + (f": {self.why}" if self.why else "")
 
@@ -39,7 +40,8 @@ def _quoted(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #2ba95ed2
-severities = {name: mark for name, (mark, color) in TONES.items()} # from harmless to bad, with the mark they are shown with
+# from harmless to bad, with the mark they are shown with
+severities = {name: mark for name, (mark, color) in TONES.items()}
 
 @dataclass(frozen=True)
 class Finding:
@@ -52,7 +54,8 @@ class Finding:
     remedy: Remedy | None = None
 
     def __post_init__(self):
-        if self.severity not in severities: raise UserError(f"severity is {self.severity!r}; expected one of: {', '.join(severities)}")
+        if self.severity not in severities:
+            raise UserError(f"severity is {self.severity!r}; expected one of: {', '.join(severities)}")
 
     @property
     def rank(self) -> int:
@@ -66,8 +69,10 @@ class Finding:
 
     def __str__(self):
         head = f"{severities[self.severity]:<2}{self.severity:<9}{self.topic:<18}{self.figure}"
-        advice = [fill(f"→ {self.remedy}", 116, initial_indent=" " * 11, subsequent_indent=" " * 13)] if self.remedy else []
-        return "\n".join([head.rstrip(), fill(self.sentence, 116, initial_indent=" " * 11, subsequent_indent=" " * 11), *advice])
+        advice = (
+            [fill(f"→ {self.remedy}", 116, initial_indent=" " * 11, subsequent_indent=" " * 13)] if self.remedy else [])
+        return "\n".join(
+            [head.rstrip(), fill(self.sentence, 116, initial_indent=" " * 11, subsequent_indent=" " * 11), *advice])
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #17c18126
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Picture:
     ) -> str:
         "The picture inside an HTML element."
         data = base64.b64encode(self.png(dpi)).decode()
-        return f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{data}" style="max-width:100%;background:#fff;border-radius:6px">'
+        return (f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{data}" '
+                'style="max-width:100%;background:#fff;border-radius:6px">')
 
 # %% ../../nbs/diagnostics/01_findings.ipynb #14375acf
 @dataclass(frozen=True)
@@ -127,9 +133,11 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.topic == topic)
 
     def frame(self): # pandas.DataFrame
-        "One row a finding: topic, severity, value, figure, sentence, and the remedy as it is typed, missing where there is none."
+        """One row a finding: topic, severity, value, figure, sentence, and the remedy as it is typed, missing where
+        there is none."""
         import pandas as pd
-        rows = [(f.topic, f.severity, f.value, f.figure, f.sentence, f.remedy.call if f.remedy else None) for f in self.findings]
+        rows = [(f.topic, f.severity, f.value, f.figure, f.sentence, f.remedy.call if f.remedy else None)
+                for f in self.findings]
         return pd.DataFrame(rows, columns=["topic", "severity", "value", "figure", "sentence", "remedy"])
 
     @property
@@ -142,12 +150,15 @@ class Diagnosis:
         return f"Look at the {first.topic} first{rest}: {first.sentence}"
 
     def __str__(self):
-        lines = [f"Diagnosis{f' of {self.subject}' * bool(self.subject)}: {self.worst}", fill(self.verdict, 116), *map(str, self.sorted())]
+        lines = [f"Diagnosis{f' of {self.subject}' * bool(self.subject)}: {self.worst}", fill(self.verdict, 116),
+                 *map(str, self.sorted())]
         return "\n".join(lines + [f"not examined: {name} ({why})" for name, why in self.left_out])
 
     def __repr__(self): return str(self)
 
-    def _repr_html_(self): return card(f"Diagnosis{f' of {self.subject}' * bool(self.subject)}", _body(self, 72), about=self.worst, tone=self.worst)
+    def _repr_html_(self):
+        return card(f"Diagnosis{f' of {self.subject}' * bool(self.subject)}", _body(self, 72), about=self.worst,
+                    tone=self.worst)
 
     def page(
         self,
@@ -180,18 +191,23 @@ def _to_try(d: Diagnosis) -> Html:
 def _body(d: Diagnosis, dpi: int) -> Html:
     "The verdict and what to try, then topic by topic, the worst first."
     topics = dict.fromkeys([f.topic for f in d.sorted()] + [p.topic for p in d.pictures])
-    rest = fold(f"not examined ({len(d.left_out)})", items(f"{name}: {why}" for name, why in d.left_out)) if d.left_out else ""
+    rest = fold(
+        f"not examined ({len(d.left_out)})", items(f"{name}: {why}" for name, why in d.left_out)) if d.left_out else ""
     sections = (html(tag("h3", t[:1].upper() + t[1:]), _section(d, t, dpi)) for t in topics)
     return html(tag("p", tag("b", d.verdict)), _to_try(d), *sections, rest)
 
 _page = Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>$title</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>$title</title>
 <style>
 :root { color-scheme: light dark; --text: #1d2329; --line: #d0d7de; --ground: #ffffff; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) { :root { --text: #e3e8ee; --line: #3b444e; --ground: #14181d; --link: #79b8ff; } }
-body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 62rem; color: var(--text); background: var(--ground); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 62rem; color: var(--text); background: var(--ground);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1, h3 { line-height: 1.25; } h3 { margin: 2em 0 .4em; border-top: 1px solid var(--line); padding-top: .8em; }
-code { font: .9rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; } img { height: auto; } summary { cursor: pointer; color: var(--link); }
+code { font: .9rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; } img { height: auto; }
+summary { cursor: pointer; color: var(--link); }
 @media (prefers-color-scheme: dark) { img { padding: 6px; box-sizing: border-box; } }
 @media print { body { max-width: none; } img { break-inside: avoid; } }
 </style></head><body><main><h1>$title</h1>$body</main></body></html>

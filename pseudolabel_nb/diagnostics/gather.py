@@ -35,7 +35,8 @@ def mask_counts(
 ) -> np.ndarray: # (n, 2) background and foreground pixels
     "Pixels of each mask; raises `UserError` for other values, or where there is no mask."
     rows = [class_pixels(m, n_classes, what=f"{name} mask {i}") for i, m in enumerate(_arrays(masks, name))]
-    if not rows: raise UserError(f"{name} masks: found none; expected at least one, so check the folder or the selector")
+    if not rows:
+        raise UserError(f"{name} masks: found none; expected at least one, so check the folder or the selector")
     return np.array([(r[0], r[1:].sum()) for r in rows])
 
 def from_masks(
@@ -81,7 +82,9 @@ def class_histograms(
     found = {}
     for c in range(1, predictions.n_classes) if predictions.n_classes > 2 else ():
         masks = (images.mask(images.index(id)) for id in predictions.ids)
-        found[str(names[c])] = sum(binary_histogram(predictions.quantized(i)[c - 1], np.where(m == 255, 255, m == c)) for i, m in enumerate(masks))
+        found[str(names[c])] = sum(
+            binary_histogram(predictions.quantized(i)[c - 1], np.where(m == 255, 255, m == c))
+            for i, m in enumerate(masks))
     return found
 
 def with_predictions(
@@ -91,7 +94,8 @@ def with_predictions(
 ) -> DiagnosisInputs:
     "`k` with what a teacher said of unlabeled images."
     whole = images.subset(predictions.ids) if images is not None and set(predictions.ids) <= set(images.ids) else None
-    return replace(k, pixels=foreground_pixels(predictions), predictions=predictions, unlabeled=whole, pixel_groups=named_groups(whole) if whole is not None else ())
+    return replace(k, pixels=foreground_pixels(predictions), predictions=predictions, unlabeled=whole,
+                   pixel_groups=named_groups(whole) if whole is not None else ())
 
 def with_validation(
     k: DiagnosisInputs,
@@ -101,7 +105,8 @@ def with_validation(
 ) -> DiagnosisInputs:
     "`k` with what the teacher said of validation images."
     known, fine = known_histograms(predictions, images)
-    return replace(k, validation=known, validation_groups=named_groups(images.subset(predictions.ids)), fine=fine, classes=class_histograms(predictions, images, names or range(predictions.n_classes)))
+    return replace(k, validation=known, validation_groups=named_groups(images.subset(predictions.ids)), fine=fine,
+                   classes=class_histograms(predictions, images, names or range(predictions.n_classes)))
 
 def with_truth(
     k: DiagnosisInputs,
@@ -119,7 +124,9 @@ def _networks(run: Run, checkpoints: Sequence[str], images: ImageSet) -> list:
     "The run's networks with these weights; raises `UserError` where a file is gone."
     made = []
     for name in checkpoints:
-        if not (run.folder / name).exists(): raise UserError(f"{run.folder / name}: no such file; expected the weights of the teacher, so restore it, or diagnose without data")
+        if not (run.folder / name).exists():
+            raise UserError(f"{run.folder / name}: no such file; expected the weights of "
+                            "the teacher, so restore it, or diagnose without data")
         made.append(run.network_at(name))
     return made
 
@@ -134,9 +141,11 @@ def ask(
     s, teacher, folder = run.config["settings"], run.config["strategy"]["teacher"], _temporary()
     try:
         options = dict(batch_size=s["batch_size"], tile=s["tile"], device=device, flips=teacher["flips"])
-        said = [predict(n, images, folder / str(j), images.n_classes, desc=what, **options) for j, n in enumerate(_networks(run, checkpoints, images))]
+        said = [predict(n, images, folder / str(j), images.n_classes, desc=what, **options)
+                for j, n in enumerate(_networks(run, checkpoints, images))]
         weights = [load_tensors(run.folder / c)[1]["f1"] for c in checkpoints]
-        whole = said[0] if len(said) == 1 else combine(said, folder / "all", teacher["combine"], weights if teacher["combine"] == "weighted" else None)
+        whole = said[0] if len(said) == 1 else combine(
+            said, folder / "all", teacher["combine"], weights if teacher["combine"] == "weighted" else None)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -146,18 +155,22 @@ def ask(
 # %% ../../nbs/diagnostics/11_gather.ipynb #024a31c2
 def _stores(run: Run) -> dict[int, Predictions]:
     "The complete stores of a run, by round."
-    found = {int(p.parent.name.removeprefix("round-")): p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if p.parent.name.removeprefix("round-").isdecimal()}
+    found = {int(p.parent.name.removeprefix("round-")): p.parent
+             for p in (run.folder / "predictions").glob("round-*/meta.json")
+             if p.parent.name.removeprefix("round-").isdecimal()}
     return {n: Predictions(found[n]) for n in sorted(found)}
 
 def supervised_curve(
     runs: Iterable[Run],
     like: dict, # the configuration of the run that is examined
 ) -> tuple[tuple[int, float], ...]: # (labeled images, F1 on validation)
-    "Scores of the finished supervised runs of the same data and settings; on validation, since what is advised must not look at the test set."
+    """Scores of the finished supervised runs of the same data and settings; on validation, since what is advised must
+    not look at the test set."""
     found = []
     for run in runs:
         if not run.result or run.config["strategy"]["name"] != "supervised": continue
-        if run.config["data"] == like["data"] and run.config["settings"] == like["settings"]: found.append((run.result["n_labeled"], run.result["val_f1"]))
+        if run.config["data"] == like["data"] and run.config["settings"] == like["settings"]:
+            found.append((run.result["n_labeled"], run.result["val_f1"]))
     return tuple(found)
 
 def _beside(run: Run) -> list[Run]:
@@ -167,7 +180,8 @@ def _beside(run: Run) -> list[Run]:
 def _even(record: RoundRecord, labeled: int) -> tuple[np.ndarray, np.ndarray]: # kept, real
     "Counts of a record spread evenly over its images, where the images themselves are not known."
     kept = np.array([record.kept[0], sum(record.kept[1:])]) / max(record.n_pseudo, 1)
-    return np.tile(kept, (record.n_pseudo, 1)), np.tile([1 - record.ratio_labeled, record.ratio_labeled], (labeled, 1)) * (kept.sum() or 1)
+    return np.tile(kept, (record.n_pseudo, 1)), np.tile(
+        [1 - record.ratio_labeled, record.ratio_labeled], (labeled, 1)) * (kept.sum() or 1)
 
 def from_record(
     record: RoundRecord,
@@ -176,19 +190,23 @@ def from_record(
     "What the line of one round tells."
     if not record.n_pseudo: return DiagnosisInputs(records=(record,))
     kept, real = _even(record, labeled or 2)
-    return DiagnosisInputs(kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
+    return DiagnosisInputs(
+        kept=kept, real=real, counted=labeled is not None, records=(record,), thresholds=_pair(record.thresholds))
 
 def _pair(thresholds: Sequence[float]) -> tuple[float, float] | None: # background, foreground
     "The thresholds as a pair; of several foreground classes the lowest."
     return (thresholds[0], min(thresholds[1:])) if thresholds else None
 
-def _refit(strategy: Strategy, number: int, k: DiagnosisInputs, predictions: Predictions, labels: ImageSet | None) -> Rule | None:
+def _refit(strategy: Strategy, number: int, k: DiagnosisInputs, predictions: Predictions,
+           labels: ImageSet | None) -> Rule | None:
     "The rule of a round, fitted again; None where the class ratios are not known."
     if predictions.n_classes > 2 and labels is None: return None
     foreground, share = k.records[0].ratio_labeled, np.ones(1)
-    if predictions.n_classes > 2: share = sum(class_pixels(labels.mask(i), labels.n_classes) for i in range(len(labels)))[1:]
+    if predictions.n_classes > 2:
+        share = sum(class_pixels(labels.mask(i), labels.n_classes) for i in range(len(labels)))[1:]
     ratios = (1 - foreground, *(foreground * share / share.sum()).tolist())
-    return strategy.selector_at(number).fit([predictions], Context(ratios, len(k.real), number, strategy.rounds, teacher_of(k.records, number).threshold))
+    return strategy.selector_at(number).fit(
+        [predictions], Context(ratios, len(k.real), number, strategy.rounds, teacher_of(k.records, number).threshold))
 
 # %% ../../nbs/diagnostics/11_gather.ipynb #b47f50fc
 def _unlabeled(data: Data, split: dict) -> ImageSet:
@@ -201,9 +219,13 @@ def _subset(images: ImageSet | None, run: Run, split: str, what: str) -> ImageSe
     ids = run.split[split]
     here = set() if images is None else set(images.ids)
     gone = [id for id in ids if id not in here]
-    if gone: raise UserError(f"{run.folder}: {len(gone)} of its {len(ids)} {what} images are not in the data ({', '.join(gone[:3])}); expected all, so open the data it was begun with")
+    if gone:
+        raise UserError(f"{run.folder}: {len(gone)} of its {len(ids)} {what} images are not in the data "
+                        f"({', '.join(gone[:3])}); expected all, so open the data it was begun with")
     found, then = images.subset(ids), run.config.get("fingerprint", {}).get(split)
-    if then and then != fingerprint(found, ids): raise UserError(f"{run.folder}: names, groups, pixels or masks of its {what} images are not those it was begun with; expected the same, so open the data it was begun with")
+    if then and then != fingerprint(found, ids):
+        raise UserError(f"{run.folder}: names, groups, pixels or masks of its {what} images are not those it "
+                        "was begun with; expected the same, so open the data it was begun with")
     return found
 
 def from_run(
@@ -217,10 +239,12 @@ def from_run(
 ) -> DiagnosisInputs:
     "What a run tells. Raises `UserError` where it has no finished round, or the data are others."
     config, records, stores = run.config, run.records(), _stores(run)
-    if not records: raise UserError(f"{run.folder}: no round is finished yet; expected at least one, so let the run go on")
+    if not records:
+        raise UserError(f"{run.folder}: no round is finished yet; expected at least one, so let the run go on")
     number = _number(round, records, stores, run)
     k = _of_records(config, records[:number + 1], run)
-    k = replace(k, curve=supervised_curve(_beside(run) if runs is None else runs, config), rounds=tuple(s for n, s in stores.items() if n <= number))
+    k = replace(k, curve=supervised_curve(_beside(run) if runs is None else runs, config),
+                rounds=tuple(s for n, s in stores.items() if n <= number))
     labels = None if data is None else _subset(data.train, run, "labeled", "labeled")
     if labels is not None: k = replace(with_labels(k, labels), pool=len(labels) + len(_unlabeled(data, run.split)))
     if number in stores: k = _with_round(k, _strategy(config), number, stores, labels)
@@ -230,15 +254,18 @@ def _number(round: int | None, records: list[RoundRecord], stores: dict, run: Ru
     "Which round is meant."
     last = max((n for n in stores if n < len(records)), default=len(records) - 1)
     if round is None: return last
-    if not 0 <= round < len(records): raise UserError(f"{run.folder}: has no round {round}; expected 0 to {len(records) - 1}, so name one of these")
+    if not 0 <= round < len(records):
+        raise UserError(f"{run.folder}: has no round {round}; expected 0 to {len(records) - 1}, so name one of these")
     return round
 
 def _of_records(config: dict, records: list[RoundRecord], run: Run) -> DiagnosisInputs:
     "What the small files tell."
     method, last = run.strategy.method, records[-1]
     k = from_record(last, len(run.split["labeled"]))
-    if k.real is None: k = replace(k, real=np.tile([1 - last.ratio_labeled, last.ratio_labeled], (len(run.split["labeled"]), 1)) * 1e6)
-    weight = getattr(method, "weight", 1.0) if method.comparable else 1.0 # that of another loss cannot be compared with the labels'
+    if k.real is None:
+        k = replace(k, real=np.tile([1 - last.ratio_labeled, last.ratio_labeled], (len(run.split["labeled"]), 1)) * 1e6)
+    # that of another loss cannot be compared with the labels'
+    weight = getattr(method, "weight", 1.0) if method.comparable else 1.0
     return replace(k, records=tuple(records), strategy=config["strategy"]["name"], weight=weight, paired=method.paired)
 
 def _strategy(config: dict) -> Strategy | None:
@@ -246,15 +273,18 @@ def _strategy(config: dict) -> Strategy | None:
     try: return from_config(config["strategy"])
     except UserError: return None
 
-def _with_round(k: DiagnosisInputs, strategy: Strategy | None, number: int, stores: dict[int, Predictions], labels: ImageSet | None) -> DiagnosisInputs:
+def _with_round(k: DiagnosisInputs, strategy: Strategy | None, number: int, stores: dict[int, Predictions],
+                labels: ImageSet | None) -> DiagnosisInputs:
     "What the teacher of a round said, and what the rule kept of it."
     predictions = stores[number]
     k, whole = with_predictions(k, predictions), len(predictions) == len(stores[max(stores)])
-    rule = _refit(strategy, number, k, predictions, labels) if strategy is not None and whole and not strategy.method.online else None
+    rule = _refit(strategy, number, k, predictions,
+                  labels) if strategy is not None and whole and not strategy.method.online else None
     if rule is None: return k
     return replace(k, kept=kept_counts(predictions, rule.thresholds, rule.images), thresholds=_pair(rule.thresholds))
 
-def _with_teacher(k: DiagnosisInputs, run: Run, data: Data, number: int, oracle: bool, limit: int, device: str) -> DiagnosisInputs:
+def _with_teacher(k: DiagnosisInputs, run: Run, data: Data, number: int, oracle: bool, limit: int,
+                  device: str) -> DiagnosisInputs:
     "Validation by the teacher; its unlabeled images; hidden labels if they may be seen."
     val, unlabeled = _subset(data.val, run, "val", "validation"), _unlabeled(data, run.split)
     checkpoints = k.predictions.teacher.split() if k.predictions is not None else [k.records[-1].checkpoint]

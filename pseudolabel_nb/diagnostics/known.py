@@ -31,10 +31,12 @@ class DiagnosisInputs:
     weight: float = 1.0 # of pseudo-labels in the loss
     paired: bool = False # does every batch hold as many labeled as pseudo-labeled windows?
     thresholds: tuple[float, float] | None = None # of the rule: background, foreground
-    validation: np.ndarray | None = None # (N, 2, 1024) background and foreground pixels of each image by foreground probability
+    # (N, 2, 1024) background and foreground pixels of each image by foreground probability
+    validation: np.ndarray | None = None
     validation_groups: tuple[str, ...] = ()
     fine: np.ndarray | None = None # (2, 65536) the same pixels in fine bins, all images together
-    classes: dict[str, np.ndarray] = field(default_factory=dict) # of more than two classes: name -> (2, 1024) one against the rest
+    # of more than two classes: name -> (2, 1024) one against the rest
+    classes: dict[str, np.ndarray] = field(default_factory=dict)
     pixels: np.ndarray | None = None # (M, 1024) pixels of each unlabeled image by foreground probability
     pixel_groups: tuple[str, ...] = ()
     truth: np.ndarray | None = None # (M, 2, 1024) the same, where hidden labels may be looked at
@@ -85,7 +87,9 @@ def foreground_pixels(
 ) -> np.ndarray: # (N, 1024) int64
     "Pixels of each image by foreground probability: all classes but 0 together."
     if predictions.n_classes == 2: return predictions.foreground_histograms()
-    return np.stack([np.bincount((predictions.quantized(i).sum(0, dtype=np.int64).clip(0, 65535) >> 6).ravel(), minlength=bins) for i in range(len(predictions))])
+    return np.stack(
+        [np.bincount((predictions.quantized(i).sum(0, dtype=np.int64).clip(0, 65535) >> 6).ravel(), minlength=bins)
+         for i in range(len(predictions))])
 
 def kept_counts(
     predictions: Predictions,
@@ -113,7 +117,8 @@ def units(
     return sum_by_group(hists.reshape(len(hists), -1), groups)[1].reshape(-1, *hists.shape[1:])
 
 # %% ../../nbs/diagnostics/02_known.ipynb #460f7fc1
-COLORS = {"background": "#0072B2", "foreground": "#D55E00", "labels": "#555555", "other": "#009E73"} # told apart by all who see colors in the usual ways
+# told apart by all who see colors in the usual ways
+COLORS = {"background": "#0072B2", "foreground": "#D55E00", "labels": "#555555", "other": "#009E73"}
 
 def percent(
     share: float,

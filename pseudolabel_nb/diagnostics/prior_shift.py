@@ -18,24 +18,35 @@ from ..measures.shift import RatioEstimate, agreement, estimate_shift
 def examine_prior(
     k: DiagnosisInputs,
 ) -> Part:
-    "The foreground ratio of the unlabeled images against that of the labels. Raises `Missing` without labels, validation or predictions."
+    """The foreground ratio of the unlabeled images against that of the labels.
+
+    Raises `Missing` without labels, validation or predictions."""
     real, pixels = need(k.real, "real labels"), need(k.pixels, "predictions of unlabeled images")
     known = need(k.validation, "the teacher's predictions of validation images")
     try: estimates = estimate_shift(units(known, k.validation_groups), units(pixels, k.pixel_groups))
     except UserError as e: raise Missing(str(e)) from None
     labels = RatioEstimate("labels", ratio(real), *ratio_interval(real[real.sum(1) > 0]))
-    picture = Picture("prior", f"Foreground ratio of the labels and of the unlabeled images by each method: {labels}; {'; '.join(map(str, estimates))}", lambda: draw_estimates(labels, estimates, k))
+    picture = Picture("prior",
+                      "Foreground ratio of the labels and of the unlabeled images by each "
+                      f"method: {labels}; {'; '.join(map(str, estimates))}",
+                      lambda: draw_estimates(labels, estimates, k))
     return Part((_shift(k, labels, estimates), *_groups(k)), (picture,))
 
 def _shift(k: DiagnosisInputs, labels: RatioEstimate, estimates: list[RatioEstimate]) -> Finding:
     "What the estimates say together."
-    said, a = f"Foreground of the unlabeled images: {'; '.join(map(str, estimates))}; of the labeled ones {percent(labels.ratio)} [{100 * labels.low:.2f}, {100 * labels.high:.2f}].", agreement(estimates, 0.5)
+    said, a = ((f"Foreground of the unlabeled images: {'; '.join(map(str, estimates))}; of the labeled ones "
+                f"{percent(labels.ratio)} [{100 * labels.low:.2f}, {100 * labels.high:.2f}]."),
+               agreement(estimates, 0.5))
     times = a.ratio / labels.ratio if labels.ratio else float("nan")
-    if a.apart: return Finding("prior", "warning", a.spread, f"{100 * a.spread:.0f} % apart", said + " They contradict each other: foreground or background looks different in the unlabeled images, or the teacher is too weak; trust none of them.",
-                               Remedy("limited", {}, "few and confident pseudo-labels depend least on a prior"))
+    if a.apart:
+        return Finding("prior", "warning", a.spread, f"{100 * a.spread:.0f} % apart",
+                       said + " They contradict each other: foreground or background looks different in the "
+                              "unlabeled images, or the teacher is too weak; trust none of them.",
+                       Remedy("limited", {}, "few and confident pseudo-labels depend least on a prior"))
     outside = all(e.low > labels.high for e in estimates[:2]) or all(e.high < labels.low for e in estimates[:2])
     shifted = outside and not 2 / 3 <= times <= 1.5
-    remedy = Remedy("class_balanced", {"prior": float(f"{a.ratio:.3g}")}, "aims at the ratio of the unlabeled images in place of the labels'") if shifted else None
+    remedy = Remedy("class_balanced", {"prior": float(f"{a.ratio:.3g}")},
+                    "aims at the ratio of the unlabeled images in place of the labels'") if shifted else None
     return Finding("prior", "warning" if shifted else "ok", times, f"{times:.2f} ×", said, remedy)
 
 # %% ../../nbs/diagnostics/08_prior_shift.ipynb #17f65033
@@ -62,10 +73,14 @@ def _groups(k: DiagnosisInputs) -> list[Finding]:
     skip = len(order) // 4 if len(order) >= 8 else 0
     poor, rich = order[skip], order[-1 - skip]
     times = found[rich][0] / max(found[poor][0], 1e-6)
-    said = f"Of {len(found)} groups, {rich}{' (upper quarter)' * (skip > 0)} holds {percent(found[rich][0])} foreground (by {found[rich][3]}) and {poor}{' (lower quarter)' * (skip > 0)} {percent(found[poor][0])} (by {found[poor][3]})."
+    said = (f"Of {len(found)} groups, {rich}{' (upper quarter)' * (skip > 0)} holds "
+            f"{percent(found[rich][0])} foreground (by {found[rich][3]}) and "
+            f"{poor}{' (lower quarter)' * (skip > 0)} {percent(found[poor][0])} (by {found[poor][3]}).")
     mixed = times > 3 and found[rich][1] > found[poor][2]
     if times > 3 and not mixed: said += " Their intervals overlap."
-    remedy = Remedy("class_balanced", {"prior": float(f"{found[rich][0]:.3g}")}, f"a prior per group: run each group of images on its own with its own prior, as here for {rich}") if mixed else None
+    remedy = Remedy("class_balanced", {"prior": float(f"{found[rich][0]:.3g}")},
+                    "a prior per group: run each group of images on its own "
+                    f"with its own prior, as here for {rich}") if mixed else None
     return [Finding("groups", "warning" if mixed else "ok", float(times), f"{min(times, 999):.1f} ×", said, remedy)]
 
 def examine_groups(
@@ -86,8 +101,10 @@ def draw_estimates(
     for y, e in enumerate([labels, *estimates]):
         ax.plot([100 * e.low, 100 * e.high], [y, y], color=COLORS["labels"], lw=3, solid_capstyle="butt")
         ax.plot(100 * e.ratio, y, "s" if not y else "o", color=COLORS["foreground"] if not y else COLORS["background"])
-    if k.truth is not None: ax.axvline(100 * ratio(k.truth.sum((0, 2))), color=COLORS["foreground"], ls="--", label="truth (hidden labels)")
-    ax.set(yticks=range(len(estimates) + 1), yticklabels=["labels", *(e.method for e in estimates)], xlabel="foreground (%)", xlim=(0, None))
+    if k.truth is not None:
+        ax.axvline(100 * ratio(k.truth.sum((0, 2))), color=COLORS["foreground"], ls="--", label="truth (hidden labels)")
+    ax.set(yticks=range(len(estimates) + 1), yticklabels=["labels", *(e.method for e in estimates)],
+           xlabel="foreground (%)", xlim=(0, None))
     ax.invert_yaxis()
     if k.truth is not None: ax.legend(fontsize=8)
     return made

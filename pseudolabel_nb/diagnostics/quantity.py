@@ -9,7 +9,8 @@ __all__ = ['relative_ratio', 'examine_ratio', 'draw_ratios', 'loss_share', 'exam
 import numpy as np
 
 from .findings import Finding, Picture, Remedy
-from .known import DiagnosisInputs, Missing, Part, figure, COLORS, severity_of, need, percent, ratio, raise_threshold
+from .known import (
+    DiagnosisInputs, Missing, Part, figure, COLORS, severity_of, need, percent, ratio, raise_threshold)
 from ..measures.prior import ratio_interval
 
 # %% ../../nbs/diagnostics/03_quantity.ipynb #11815689
@@ -18,7 +19,8 @@ def relative_ratio(
     real: np.ndarray, # (n, 2), with foreground
     seed: int = 0,
 ) -> tuple[float, float, float]: # quotient, low, high
-    "Foreground ratio of pseudo-labels over that of labels; the interval takes the end of one against the far end of the other, so it is a little wide."
+    """Foreground ratio of pseudo-labels over that of labels; the interval takes the end of one against the far end of
+    the other, so it is a little wide."""
     value = ratio(kept) / ratio(real)
     (k_low, k_high), (r_low, r_high) = (ratio_interval(c[c.sum(1) > 0], seed) for c in (kept, real))
     half = lambda low, high, at: ((at - low) / at, (high - at) / at) if at else (0.0, 0.0)
@@ -33,22 +35,38 @@ def _ratio_severity(value: float, low: float, high: float) -> str:
 
 def _ratio_remedy(k: DiagnosisInputs, value: float) -> Remedy | None:
     "The mission's rules; where class_balanced was used already, the next thing to turn."
-    if value > 2: return Remedy("naive", {"selector__threshold": raise_threshold(k)}, "a higher threshold keeps less of what is called foreground wrongly")
+    if value > 2:
+        return Remedy("naive", {"selector__threshold": raise_threshold(k)},
+                      "a higher threshold keeps less of what is called foreground wrongly")
     if value >= 0.5: return None
-    if k.strategy != "class_balanced": return Remedy("class_balanced", {}, "a lower threshold for the foreground, and images chosen to meet the labels' ratio")
-    return Remedy("class_quantiles", {"selector__aligned": True}, "keeps each class in the proportion of the labels, whatever the teacher's confidence")
+    if k.strategy != "class_balanced":
+        return Remedy(
+            "class_balanced", {}, "a lower threshold for the foreground, and images chosen to meet the labels' ratio")
+    return Remedy("class_quantiles", {"selector__aligned": True},
+                  "keeps each class in the proportion of the labels, whatever the teacher's confidence")
 
 def examine_ratio(
     k: DiagnosisInputs,
 ) -> Part:
-    "The foreground ratio of what was kept against that of the labels, overall, by group and by image. Raises `Missing` without masks of both kinds."
+    """The foreground ratio of what was kept against that of the labels, overall, by group and by image.
+
+    Raises `Missing` without masks of both kinds."""
     kept, real = need(k.kept, "pseudo-labels"), need(k.real, "real labels")
     if not real[:, 1].any(): raise Missing("needs foreground in the real labels")
-    if not kept.sum(): return Part((Finding("class ratio", "severe", 0.0, "no pixel", "No pixel was kept as a pseudo-label.", Remedy("low_threshold", {}, "keeps every pixel")),))
+    if not kept.sum():
+        return Part((Finding("class ratio", "severe", 0.0, "no pixel", "No pixel was kept as a pseudo-label.",
+                             Remedy("low_threshold", {}, "keeps every pixel")),))
     value, low, high = relative_ratio(kept, real)
-    said = f"The pseudo-labels hold {percent(ratio(kept))} foreground where the labels hold {percent(ratio(real))} (quotient {value:.2f} [{low:.2f}, {high:.2f}]); {_images_said(kept, real)}."
-    found = [Finding("class ratio", _ratio_severity(value, low, high), value, f"{value:.2f} ×", said, _ratio_remedy(k, value))]
-    return Part((*found, *_by_group(k)), (Picture("class ratio", f"Foreground ratio of each image: labels around {percent(ratio(real))}, pseudo-labels around {percent(ratio(kept))}", lambda: draw_ratios(kept, real)),))
+    said = (f"The pseudo-labels hold {percent(ratio(kept))} foreground where the labels hold {percent(ratio(real))} "
+            f"(quotient {value:.2f} [{low:.2f}, {high:.2f}]); {_images_said(kept, real)}.")
+    found = [
+        Finding(
+            "class ratio", _ratio_severity(value, low, high), value, f"{value:.2f} ×", said, _ratio_remedy(k, value))]
+    return Part((*found, *_by_group(k)),
+                (Picture("class ratio",
+                         f"Foreground ratio of each image: labels around {percent(ratio(real))}, "
+                         f"pseudo-labels around {percent(ratio(kept))}",
+                         lambda: draw_ratios(kept, real)),))
 
 def _images_said(kept: np.ndarray, real: np.ndarray) -> str:
     "How many images of each kind hold no foreground."
@@ -59,12 +77,15 @@ def _by_group(k: DiagnosisInputs) -> list[Finding]:
     "The group whose quotient is worst, where groups hold labels and pseudo-labels and it is off by more than two."
     if not (k.real_groups and k.kept_groups): return []
     both = sorted(set(k.real_groups) & set(k.kept_groups))
-    counts = {g: [c[np.array(names) == g] for c, names in ((k.kept, k.kept_groups), (k.real, k.real_groups))] for g in both}
+    counts = {
+        g: [c[np.array(names) == g] for c, names in ((k.kept, k.kept_groups), (k.real, k.real_groups))] for g in both}
     values = {g: ratio(a) / ratio(b) for g, (a, b) in counts.items() if a.sum() and b[:, 1].any() and len(a) > 1}
     if not values: return []
     worst = max(values, key=lambda g: abs(np.log(max(values[g], 1e-6))))
     if 0.5 <= values[worst] <= 2: return []
-    return [Finding("class ratio", "note", values[worst], f"{values[worst]:.2f} ×", f"Of {len(values)} groups, {worst} is farthest off: its pseudo-labels hold {percent(ratio(counts[worst][0]))} foreground, its labels {percent(ratio(counts[worst][1]))}.")]
+    return [Finding("class ratio", "note", values[worst], f"{values[worst]:.2f} ×",
+                    f"Of {len(values)} groups, {worst} is farthest off: its pseudo-labels hold "
+                    f"{percent(ratio(counts[worst][0]))} foreground, its labels {percent(ratio(counts[worst][1]))}.")]
 
 def draw_ratios(
     kept: np.ndarray, # (m, 2)
@@ -72,9 +93,11 @@ def draw_ratios(
 ): # matplotlib.figure.Figure
     "The foreground ratio of every image, sorted, of labels and of pseudo-labels."
     made, ax = figure()
-    for counts, name, color, style in ((real, "labels", COLORS["labels"], "-"), (kept, "pseudo-labels", COLORS["foreground"], "--")):
+    for counts, name, color, style in ((real, "labels", COLORS["labels"], "-"),
+                                       (kept, "pseudo-labels", COLORS["foreground"], "--")):
         values = np.sort([100 * ratio(c) for c in counts if c.sum()])
-        ax.step(np.linspace(0, 100, len(values)), values, style, where="mid", color=color, label=f"{name}: {percent(ratio(counts))}", lw=2)
+        ax.step(np.linspace(0, 100, len(values)), values, style, where="mid", color=color,
+                label=f"{name}: {percent(ratio(counts))}", lw=2)
     ax.set(xlabel="images, sorted (%)", ylabel="foreground (%)")
     ax.legend()
     return made
@@ -102,7 +125,10 @@ def examine_quantity(
     share = loss_share(len(real), used, k.weight, k.paired)
     effective = 1 / share - 1
     severity = "note" if images < 0.25 else severity_of(effective, (2.5 * dilution, "severe"), (dilution, "warning"))
-    said = f"{used} pseudo-labeled images for {len(real)} labeled ones ({pixels:.1f} pixels kept for each labeled one); labels have {share:.0%} of the loss."
+    said = (f"{used} pseudo-labeled images for {len(real)} labeled ones ({pixels:.1f} "
+            f"pixels kept for each labeled one); labels have {share:.0%} of the loss.")
     few = " So few pseudo-labels can hardly change anything." * (images < 0.25)
-    remedy = Remedy("limited", {}, "as many pseudo-labeled images as labeled ones, the most confident") if severity in ("warning", "severe") else None
+    remedy = (Remedy("limited", {}, "as many pseudo-labeled images as labeled ones, the most confident")
+              if severity in ("warning", "severe")
+              else None)
     return Part((Finding("dilution", severity, images, f"{images:.1f} : 1", said + few, remedy),))

@@ -48,19 +48,23 @@ def examine_run(
     students = [r for r in records if r.round]
     if not students or students[-1].ratio_pseudo is None: return None
     last = students[-1]
-    return Examined(from_dict(Strategy, run.config["strategy"]), last.ratio_labeled, last.ratio_pseudo, len(run.split["labeled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
+    return Examined(from_dict(Strategy, run.config["strategy"]), last.ratio_labeled, last.ratio_pseudo,
+                    len(run.split["labeled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #fa5750cd
 def pooled(
     examined: Sequence[Examined], # of runs that differ in their seed
 ) -> Examined:
     "The mean of all that is known. Raises `UserError` where there is none."
-    if not examined: raise UserError("examined runs: found none; expected at least one with pseudo-labels, so name a run of a strategy")
+    if not examined:
+        raise UserError(
+            "examined runs: found none; expected at least one with pseudo-labels, so name a run of a strategy")
     def mean(name: str) -> float:
         "Of one figure."
         known = [v for v in (float(getattr(e, name)) for e in examined) if v == v]
         return math.fsum(known) / len(known) if known else math.nan
-    return Examined(examined[0].strategy, *map(mean, ("ratio_labeled", "ratio_pseudo", "n_labeled", "n_pseudo", "refused", "unannotated")))
+    return Examined(examined[0].strategy,
+                    *map(mean, ("ratio_labeled", "ratio_pseudo", "n_labeled", "n_pseudo", "refused", "unannotated")))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #c108fc4f
 hardly_any, least_ratio, most_ratio = 0.1, 0.5, 2.0 # pseudo over labeled foreground ratio
@@ -70,35 +74,46 @@ rare, partial = 0.01, 0.2 # foreground ratio of the labels; share of unannotated
 def raise_threshold(
     made: Strategy,
 ) -> Remedy:
-    "The same strategy with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where it has none, or is known here alone."
+    """The same strategy with its foreground threshold half-way to 1; `class_quantiles`, which follows the prior, where
+    it has none, or is known here alone."""
     found = [(f, v) for f in ("foreground", "threshold") if isinstance(v := getattr(made.selector, f, None), float)]
-    if not found or made.name not in strategies: return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels")
+    if not found or made.name not in strategies:
+        return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels")
     field, value = found[0]
-    return Remedy(made.name, {f"selector__{field}": round((1 + value) / 2, 2)}, "a higher threshold keeps less invented foreground")
+    return Remedy(made.name, {f"selector__{field}": round((1 + value) / 2, 2)},
+                  "a higher threshold keeps less invented foreground")
 
 def ratio_rule(e: Examined) -> Finding | None:
     "Too little or too much foreground in the pseudo-labels."
     if (r := e.relative) != r: return None
-    what = f"The pseudo-labels of {e.strategy.name} hold {e.ratio_pseudo:.1%} foreground where the labels hold {e.ratio_labeled:.1%}"
+    what = (f"The pseudo-labels of {e.strategy.name} hold {e.ratio_pseudo:.1%} "
+            f"foreground where the labels hold {e.ratio_labeled:.1%}")
     figure, severity = f"{r:.2f} ×", "severe" if r < hardly_any else "warning"
-    if r < least_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.strategy))
-    if r > most_ratio: return Finding("class ratio", severity, r, figure, f"{what}: too much.", raise_threshold(e.strategy))
+    if r < least_ratio:
+        return Finding("class ratio", severity, r, figure, f"{what}: too little.", _enriched(e.strategy))
+    if r > most_ratio:
+        return Finding("class ratio", severity, r, figure, f"{what}: too much.", raise_threshold(e.strategy))
     return Finding("class ratio", "ok", r, figure, f"{what}: half to twice as much.")
 
 def _enriched(made: Strategy) -> Remedy:
     "What keeps more foreground than this strategy did."
     if made.name != "class_balanced": return Remedy("class_balanced", {}, "keeps each class in its expected share")
-    return Remedy("class_quantiles", {}, "thresholds follow the foreground ratio of the labels, whatever the network's confidence")
+    return Remedy("class_quantiles", {},
+                  "thresholds follow the foreground ratio of the labels, whatever the network's confidence")
 
 def dilution_rule(e: Examined) -> Finding | None:
     "Labels drowned in pseudo-labels; where every step has its labeled half (paired sampling), they cannot be."
     if (n := e.per_label) != n: return None
     method, figure = e.strategy.method, f"{n:.1f} : 1"
-    if method.paired: return Finding("dilution", "ok", n, figure, f"{n:.1f} pseudo-labeled images for each labeled one, but half of the windows of each step are labeled.")
+    if method.paired:
+        return Finding(
+            "dilution", "ok", n, figure,
+            f"{n:.1f} pseudo-labeled images for each labeled one, but half of the windows of each step are labeled.")
     effective = getattr(method, "weight", 1.0) * n
     said = f"{n:.1f} pseudo-labeled images for each labeled one; labels have {1 / (1 + effective):.0%} of the loss"
     if effective < many: return Finding("dilution", "ok", n, figure, f"{said}.")
-    return Finding("dilution", "severe" if effective >= too_many else "warning", n, figure, f"{said}: what they say is drowned in what the teacher guesses.",
+    return Finding("dilution", "severe" if effective >= too_many else "warning", n, figure,
+                   f"{said}: what they say is drowned in what the teacher guesses.",
                    Remedy("limited", {}, "one pseudo-labeled image a labeled one, the most confident"))
 
 _pu = Remedy("pu", {}, "takes no pixel for background only because nobody marked it")
@@ -106,18 +121,24 @@ _pu = Remedy("pu", {}, "takes no pixel for background only because nobody marked
 def rare_rule(e: Examined) -> Finding | None:
     "Hardly any foreground to learn from."
     if (r := e.ratio_labeled) != r or r >= rare: return None
-    return Finding("rare foreground", "warning", r, f"{r:.2%}", f"The labeled images hold {r:.2%} foreground, which teaches little of what foreground looks like.", _pu)
+    return Finding(
+        "rare foreground", "warning", r, f"{r:.2%}",
+        f"The labeled images hold {r:.2%} foreground, which teaches little of what foreground looks like.", _pu)
 
 def partial_rule(e: Examined) -> Finding | None:
     "Labeled images that nobody annotated to the end."
     if (u := e.unannotated) != u or u < partial: return None
-    return Finding("partial labels", "warning", u, f"{u:.0%}", f"{u:.0%} of the labeled images' pixels are not annotated (255).", _pu)
+    return Finding("partial labels", "warning", u, f"{u:.0%}",
+                   f"{u:.0%} of the labeled images' pixels are not annotated (255).", _pu)
 
 def refusal_rule(e: Examined) -> Finding | None:
     "A gate that let no student pass."
     if (r := e.refused) != r or r < 1: return None
-    surest = Remedy("limited", {"selector__threshold": 0.9}, "few images, and of them what the teacher is surest of") if e.strategy.name == "curriculum" else Remedy("curriculum", {}, "begins with what a poor teacher is surest of")
-    return Finding("gate", "note", r, "all refused", f"No student of {e.strategy.name} was better on validation than its first teacher.", surest)
+    surest = (Remedy("limited", {"selector__threshold": 0.9}, "few images, and of them what the teacher is surest of")
+              if e.strategy.name == "curriculum"
+              else Remedy("curriculum", {}, "begins with what a poor teacher is surest of"))
+    return Finding("gate", "note", r, "all refused",
+                   f"No student of {e.strategy.name} was better on validation than its first teacher.", surest)
 
 rules: tuple[Callable, ...] = (ratio_rule, dilution_rule, rare_rule, partial_rule, refusal_rule)
 

@@ -35,17 +35,21 @@ feature_names = ("skewness", "tails", "edges", "grain", "clouds")
 def texture(
     image: np.ndarray, # (channels, H, W), standardized
 ) -> np.ndarray: # (5,), in the order of `feature_names`
-    "Skewness, share beyond two standard deviations, mean step between neighbors and between steps, and the spread of 16 px blocks."
+    """Skewness, share beyond two standard deviations, mean step between neighbors and between steps, and the spread of
+    16 px blocks."""
     x = np.asarray(image, float).mean(0)
     step, side = np.diff(x, axis=1), min(16, *x.shape)
-    blocks = x[:x.shape[0] // side * side, :x.shape[1] // side * side].reshape(x.shape[0] // side, side, -1, side).mean((1, 3))
-    return np.array([(x**3).mean(), (np.abs(x) > 2).mean(), np.abs(step).mean(), np.abs(np.diff(step, axis=1)).mean(), blocks.std()])
+    blocks = x[:x.shape[0] // side * side, :x.shape[1] // side * side].reshape(
+        x.shape[0] // side, side, -1, side).mean((1, 3))
+    return np.array([(x**3).mean(), (np.abs(x) > 2).mean(), np.abs(step).mean(), np.abs(np.diff(step, axis=1)).mean(),
+                     blocks.std()])
 
 def unlike(
     images, # `ImageSet`
     labeled, # `ImageSet` of at least three images
     limit: int = 200, # images that are looked at, evenly spaced
-) -> tuple[dict[str, float], float]: # id -> distance, in standard deviations; the share that lies beyond every labeled image
+# id -> distance, in standard deviations; the share that lies beyond every labeled image
+) -> tuple[dict[str, float], float]:
     "How far the texture of images lies from the mean of the labeled ones."
     known = np.array([texture(labeled.image(i)) for i in range(min(limit, len(labeled)))])
     middle, spread = known.mean(0), known.std(0, ddof=1) + 1e-3
@@ -88,7 +92,9 @@ def places(
 ) -> tuple[list[Place], float]: # places; the share of images unlike every labeled one, nan where that is not known
     "The images to look at first, each once."
     ids = k.predictions.ids
-    distances, beyond = unlike(k.unlabeled, k.labeled) if k.unlabeled is not None and k.labeled is not None and len(k.labeled) > 2 else ({}, float("nan"))
+    distances, beyond = (
+        unlike(k.unlabeled, k.labeled) if k.unlabeled is not None and k.labeled is not None and len(k.labeled) > 2
+        else ({}, float("nan")))
     lists = {"uncertain": dict(zip(ids, uncertain(k.pixels).tolist())), "changed": _changed(k), "unlike": distances}
     chosen, taken = [], set()
     for reason, values in lists.items():
@@ -103,15 +109,22 @@ def examine_places(
     k: DiagnosisInputs,
     n: int = 3, # of each reason
 ) -> Part:
-    "The images to look at first, drawn where the images are at hand. Raises `Missing` without predictions of unlabeled images."
+    """The images to look at first, drawn where the images are at hand.
+
+    Raises `Missing` without predictions of unlabeled images."""
     need(k.predictions, "stored predictions of unlabeled images"), need(k.pixels, "predictions of unlabeled images")
     found, beyond = places(k, n)
     named = lambda reason: ", ".join(f"{p.id} ({_units[reason].format(p.value)})" for p in found if p.reason == reason)
     said = "; ".join(f"most {r}: {named(r)}" for r in _units if named(r))
     far = beyond == beyond and beyond > 0.1
     tail = f". {beyond:.0%} of the unlabeled images look unlike every labeled one; label some of these" if far else ""
-    finding = Finding("where to look", "note" if far else "ok", beyond, f"{percent(beyond)} unlike" if beyond == beyond else f"{len(found)} images", f"Look first at the {said}{tail}.")
-    drawn = (Picture("where to look", "Unlabeled images with the outline of predicted foreground and a square around the most uncertain window: " + ", ".join(p.id for p in found), lambda: draw_places(k, found)),) if k.unlabeled is not None else ()
+    finding = Finding(
+        "where to look", "note" if far else "ok", beyond,
+        f"{percent(beyond)} unlike" if beyond == beyond else f"{len(found)} images", f"Look first at the {said}{tail}.")
+    drawn = (Picture("where to look",
+                     "Unlabeled images with the outline of predicted foreground and a "
+                     "square around the most uncertain window: " + ", ".join(p.id for p in found),
+                     lambda: draw_places(k, found)),) if k.unlabeled is not None else ()
     return Part((finding,), drawn)
 
 # %% ../../nbs/diagnostics/09_where.ipynb #7c859005
@@ -123,16 +136,21 @@ def _reduced(x: np.ndarray, side: int = 512) -> tuple[np.ndarray, int]: # (H, W)
 def _draw_place(ax, k: DiagnosisInputs, place: Place) -> None:
     "One image."
     i = k.predictions.index(place.id)
-    image, p = k.unlabeled.image(k.unlabeled.index(place.id)).mean(0), k.predictions.quantized(i).sum(0, dtype=np.int64) / 65535
+    image, p = (k.unlabeled.image(k.unlabeled.index(place.id)).mean(0),
+                k.predictions.quantized(i).sum(0, dtype=np.int64) / 65535)
     small, step = _reduced(image)
     edges = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
     ax.imshow(small, cmap="gray", vmin=np.percentile(small, 1), vmax=np.percentile(small, 99) + 1e-6, extent=edges)
     ps = p[::step, ::step]
-    if ps.min() < 0.5 < ps.max(): ax.contour(np.arange(ps.shape[1]) * step, np.arange(ps.shape[0]) * step, ps, levels=[0.5], colors=["#56B4E9"], linewidths=1.2)
+    if ps.min() < 0.5 < ps.max():
+        ax.contour(np.arange(ps.shape[1]) * step, np.arange(ps.shape[0]) * step, ps, levels=[0.5], colors=["#56B4E9"],
+                   linewidths=1.2)
     top, left, side = busiest_window(entropy(p), max(32, min(p.shape) // 4))
-    ax.plot([left, left + side, left + side, left, left], [top, top, top + side, top + side, top], "--", color="#E69F00", lw=1.5)
+    ax.plot([left, left + side, left + side, left, left], [top, top, top + side, top + side, top], "--",
+            color="#E69F00", lw=1.5)
     ax.set(xticks=[], yticks=[], xlim=edges[:2], ylim=edges[2:])
-    ax.set_title(f"{place.id}\n{place.reason}: {_units[place.reason].format(place.value)}", fontsize=7, parse_math=False)
+    ax.set_title(
+        f"{place.id}\n{place.reason}: {_units[place.reason].format(place.value)}", fontsize=7, parse_math=False)
 
 def draw_places(
     k: DiagnosisInputs,

@@ -48,7 +48,10 @@ class Ground:
 
     def tuning(self) -> list[Path]:
         "The runs that tune the baseline."
-        return [self.out / "tuning" / f"r{ratio:g}-lr{rate:g}" for ratio in self.ratios for rate in self.learning_rates] if len(self.learning_rates) > 1 else []
+        return (
+            [self.out / "tuning" / f"r{ratio:g}-lr{rate:g}" for ratio in self.ratios for rate in self.learning_rates]
+            if len(self.learning_rates) > 1
+            else [])
 
     def finished(
         self,
@@ -59,7 +62,9 @@ class Ground:
 
     def begun(self) -> set[str]:
         "All runs below the folder, tuning included."
-        return {p.parent.relative_to(self.out).as_posix() for kind in ("runs", "tuning") for p in self.out.glob(f"{kind}/*/config.json")}
+        return {p.parent.relative_to(self.out).as_posix()
+                for kind in ("runs", "tuning")
+                for p in self.out.glob(f"{kind}/*/config.json")}
 
     def named(
         self,
@@ -75,7 +80,8 @@ class Ground:
     ) -> dict[str, list[float]]: # of those whose runs are all finished
         "Paired gains over the supervised runs, as shares."
         done = [n for n in dict.fromkeys(["supervised", *names]) if self.finished(n)]
-        return paired_gains(compare([Run(f) for n in done for f in self.folders(n)]), metric) if len(done) > 1 and done[0] == "supervised" else {}
+        return paired_gains(compare([Run(f) for n in done for f in self.folders(n)]),
+                            metric) if len(done) > 1 and done[0] == "supervised" else {}
 
     def curve(self) -> tuple[tuple[int, float], ...]: # (labeled images, F1 on validation)
         "The learning curve of the baseline, as far as it is finished."
@@ -86,7 +92,8 @@ class Ground:
         "Mean F1 of the baseline on validation and on the test set; empty until all its runs are finished."
         if not self.finished("supervised"): return {}
         results = [Run(f).result for f in self.folders("supervised")]
-        return {where: sum(r[k] for r in results) / len(results) for where, k in (("validation", "val_f1"), ("test", "f1"))}
+        return {
+            where: sum(r[k] for r in results) / len(results) for where, k in (("validation", "val_f1"), ("test", "f1"))}
 
 # %% ../../nbs/experiments/05_action_plan.ipynb #578cae65
 class TimeIsUp(BaseException):
@@ -127,7 +134,9 @@ class Budget:
         wanted, begun = self.ground.named(folders), self.ground.begun()
         if self.max_runs is not None and len((begun | wanted) - self.found) > self.max_runs: return "runs"
         missing = sum(not (self.ground.out / name / "result.json").exists() for name in wanted)
-        return "minutes" if self.minutes is not None and missing and self.spent() + missing * cost * self._pace() > self.minutes else ""
+        return ("minutes"
+                if self.minutes is not None and missing and self.spent() + missing * cost * self._pace() > self.minutes
+                else "")
 
     def _pace(self) -> float:
         "Minutes of a supervised run, by what was done so far; 0 where nothing was."
@@ -149,17 +158,22 @@ def _ceiling(
 
 class _Course:
     "Does a plan, step by step."
-    def __init__(self, ground: Ground, budget: Budget, goal: float, pool: int, phases: Sequence[Sequence[Strategy]], steps: list[dict], sweep: Callable, say: Callable):
-        self.ground, self.budget, self.goal, self.pool, self.sweep, self.say = ground, budget, goal, pool, sweep, say # pool: images that could be labeled; sweep: (strategies, say) -> Sweep
+    def __init__(self, ground: Ground, budget: Budget, goal: float, pool: int, phases: Sequence[Sequence[Strategy]],
+                 steps: list[dict], sweep: Callable, say: Callable):
+        # pool: images that could be labeled; sweep: (strategies, say) -> Sweep
+        self.ground, self.budget, self.goal, self.pool, self.sweep, self.say = ground, budget, goal, pool, sweep, say
         self.phase_of = {r.name: k for k, phase in enumerate(phases, 1) for r in phase}
         self.strategies = {r.name: r for phase in phases for r in phase}
-        self.why, self.failed, self.stopped, self.written = {s["strategy"]: s["why"] for s in steps if s["strategy"] in self.strategies}, {}, "", {}
+        self.why, self.failed, self.stopped, self.written = {
+            s["strategy"]: s["why"] for s in steps if s["strategy"] in self.strategies}, {}, "", {}
 
     def go(self) -> Plan:
         "Baseline, then strategy after strategy, until something stops the plan."
         needed = [*self.ground.tuning(), *self.ground.folders("supervised")]
         if self.budget.lacks(needed) == "runs":
-            raise UserError(f"max_runs is {self.budget.max_runs}; expected at least {len(needed)}, since the supervised baseline with its tuning takes as many, so raise it, or take fewer seeds, ratios or learning rates")
+            raise UserError(
+                f"max_runs is {self.budget.max_runs}; expected at least {len(needed)}, since the supervised baseline "
+                "with its tuning takes as many, so raise it, or take fewer seeds, ratios or learning rates")
         self.write() # what was there before the plan is known from now on
         try:
             if not self.ground.finished("supervised"): self._baseline()
@@ -171,12 +185,15 @@ class _Course:
     def _baseline(self) -> None:
         "The supervised runs; `UserError` where one fails, since all gains are over them."
         failed = self.sweep([], self._told).failed
-        for name, error in failed.items(): raise UserError(f"{name}: {error}; a plan needs the whole supervised baseline, so mend that, and the same call goes on")
+        for name, error in failed.items():
+            raise UserError(
+                f"{name}: {error}; a plan needs the whole supervised baseline, so mend that, and the same call goes on")
 
     def _told(self, line) -> None:
         "Pass a line on, write down the time, and look at the clock."
         self.say(line)
-        if self.written: write_json(self.ground.out / "plan.json", self.written | dict(minutes=round(self.budget.spent(), 2)))
+        if self.written:
+            write_json(self.ground.out / "plan.json", self.written | dict(minutes=round(self.budget.spent(), 2)))
         self.budget.check()
 
     def _turn(self) -> Advised | None:
@@ -186,7 +203,8 @@ class _Course:
         open_ = [n for n in self.strategies if n not in gains and n not in self.failed]
         if not open_: return self._stop("phases")
         advice = self.advice(gains)
-        if any(f.remedy and f.value < self.goal for f in _ceiling(self.ground.curve(), self.pool)): return self._stop("ceiling")
+        if any(f.remedy and f.value < self.goal for f in _ceiling(self.ground.curve(), self.pool)):
+            return self._stop("ceiling")
         phase = min(self.phase_of[n] for n in open_)
         queue = self._in_order(advice, [n for n in open_ if self.phase_of[n] == phase])
         lacking = {a.name: self.budget.lacks(self.ground.folders(a.name), a.cost) for a in queue}
@@ -199,38 +217,50 @@ class _Course:
     def advice(self, gains: dict) -> Advice:
         "What the runs so far advise."
         done = [f for n in ("supervised", *gains) for f in self.ground.folders(n) if (f / "result.json").exists()]
-        return advise([Run(f) for f in done], findings=_ceiling(self.ground.curve(), self.pool)) if done else rank_strategies()
+        return advise(
+            [Run(f) for f in done], findings=_ceiling(self.ground.curve(), self.pool)) if done else rank_strategies()
 
     def _in_order(self, advice: Advice, names: list[str]) -> list[Advised]:
-        "These strategies, what was begun first, then as they are advised; strategies that nobody has advised on come last."
+        """These strategies, what was begun first, then as they are advised; strategies that nobody has advised on come
+        last."""
         rows = {a.name: a for a in [*rank_strategies(measured=dict.fromkeys(names, ())).rows, *advice.rows]}
         order = list(dict.fromkeys([*(a.name for a in advice.rows), *rows]))
         return [rows[n] for n in sorted(names, key=lambda n: (n not in self.why, order.index(n)))]
 
     def _take(self, turn: Advised) -> None:
         "Do all runs of a strategy, or go on with them."
-        self.why.setdefault(turn.name, f"phase {self.phase_of[turn.name]}; {'; '.join([*turn.reasons(), turn.effect()])}; a run costs {turn.cost:.1f} × a supervised one")
+        self.why.setdefault(turn.name,
+                            f"phase {self.phase_of[turn.name]}; {'; '.join([*turn.reasons(), turn.effect()])}; a run "
+                            f"costs {turn.cost:.1f} × a supervised one")
         self.write()
         self.say(f"next: {turn.name} ({self.why[turn.name]})")
         failed = self.sweep([self.strategies[turn.name]], self._told).failed
         mine = {f.name for f in self.ground.folders(turn.name)}
-        if not self.ground.finished(turn.name): self.failed[turn.name] = next((e for name, e in failed.items() if name in mine), "a run of the supervised baseline failed")
+        if not self.ground.finished(turn.name):
+            self.failed[turn.name] = next(
+                (e for name, e in failed.items() if name in mine), "a run of the supervised baseline failed")
 
     def plan(self) -> Plan:
         "The plan as it stands."
         gains, test = self.ground.gains(list(self.strategies)), self.ground.gains(list(self.strategies), "test_f1")
         for name in gains: self.why.setdefault(name, "was finished before the plan")
-        steps = tuple(Step(n, self.phase_of[n], why, "tried" if n in gains else "failed" if n in self.failed else "begun", weigh(gains[n]) if n in gains else None, weigh(test[n]) if n in gains else None, self.failed.get(n, ""))
-                      for n, why in self.why.items())
+        steps = tuple(
+            Step(n, self.phase_of[n], why, "tried" if n in gains else "failed" if n in self.failed else "begun",
+                 weigh(gains[n]) if n in gains else None, weigh(test[n]) if n in gains else None,
+                 self.failed.get(n, "")) for n, why in self.why.items())
         advice, b = self.advice(gains), self.budget
         waiting = [n for n in self.strategies if n not in self.why]
-        pending = tuple(a.name for k in sorted(set(self.phase_of.values())) for a in self._in_order(advice, [n for n in waiting if self.phase_of[n] == k]))
-        return Plan(self.ground.out, self.goal, steps, self.stopped, b.runs(), b.spent(), b.max_runs, b.minutes, self.ground.supervised(), advice, pending)
+        pending = tuple(a.name for k in sorted(set(self.phase_of.values())) for a in self._in_order(
+                            advice, [n for n in waiting if self.phase_of[n] == k]))
+        return Plan(self.ground.out, self.goal, steps, self.stopped, b.runs(), b.spent(), b.max_runs, b.minutes,
+                    self.ground.supervised(), advice, pending)
 
     def write(self) -> Plan:
         "Write plan.json and plan.md."
         plan, names = self.plan(), lambda k: [n for n in self.strategies if self.phase_of[n] == k]
-        self.written = write_plan(plan, found=sorted(self.budget.found), ratios=list(self.ground.ratios), seeds=list(self.ground.seeds), phases=[names(k) for k in sorted(set(self.phase_of.values()))])
+        self.written = write_plan(
+            plan, found=sorted(self.budget.found), ratios=list(self.ground.ratios), seeds=list(self.ground.seeds),
+            phases=[names(k) for k in sorted(set(self.phase_of.values()))])
         return plan
 
 # %% ../../nbs/experiments/05_action_plan.ipynb #9cd60223
@@ -250,21 +280,30 @@ def action_plan(
     executor: Executor | None = None, # works on the runs of a strategy; None: this process
     source: dict | None = None, # how the data were opened, plain JSON: written into the run folders
 ) -> Plan:
-    "Try strategies phase by phase until one gains `goal` on validation or the budget is spent; the same call goes on after an interruption. Writes plan.json and plan.md below `out`. Raises `UserError` for what cannot work."
+    """Try strategies phase by phase until one gains `goal` on validation or the budget is spent; the same call goes on
+    after an interruption. Writes plan.json and plan.md below `out`. Raises `UserError` for what cannot work."""
     chosen = [[named_strategy(r) if isinstance(r, str) else r for r in phase] for phase in phases]
     _check(goal, max_runs, minutes, chosen)
     ground = Ground(Path(out).absolute() if executor else Path(out), tuple(ratios), tuple(seeds), tuple(learning_rates))
     old = read_json(path) if (path := ground.out / "plan.json").exists() else {}
-    budget = Budget(ground, _now(), max_runs, minutes, old.get("minutes", 0.0), frozenset(old["found"] if old else ground.named(p.parent for p in ground.out.glob("*/*/result.json"))))
-    go = lambda strategies, told: sweep(data, strategies, ratios, seeds, out, settings, learning_rates, device, told, executor, source)
+    budget = Budget(
+        ground, _now(), max_runs, minutes, old.get("minutes", 0.0),
+        frozenset(old["found"] if old else ground.named(p.parent for p in ground.out.glob("*/*/result.json"))))
+    go = lambda strategies, told: sweep(
+        data, strategies, ratios, seeds, out, settings, learning_rates, device, told, executor, source)
     pool = len(data.train or ()) + len(data.unlabeled or ())
     return _Course(ground, budget, goal, pool, chosen, old.get("steps", []), go, say).go()
 
 def _check(goal: float, max_runs: int | None, minutes: float | None, phases: Sequence[Sequence[Strategy]]) -> None:
     "`UserError` for arguments that cannot work."
     for name, value in (("goal", goal), ("max_runs", max_runs), ("minutes", minutes)):
-        if value is not None and not 0 < value < float("inf"): raise UserError(f"{name} is {value}; expected a number over 0, such as {dict(goal=3.0, max_runs=20, minutes=60)[name]}")
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(
+                f"{name} is {value}; expected a number over 0, such as {dict(goal=3.0, max_runs=20, minutes=60)[name]}")
     names = [r.name for phase in phases for r in phase]
-    if not names: raise UserError("phases hold no strategy; expected at least one, such as [[\"class_balanced\", \"limited\"]]")
-    if twice := sorted({n for n in names if names.count(n) > 1}): raise UserError(f"phases name {', '.join(twice)} twice; expected each strategy once, so leave one out")
-    if "supervised" in names: raise UserError("phases name supervised, which is the baseline and always run; leave it out")
+    if not names:
+        raise UserError("phases hold no strategy; expected at least one, such as [[\"class_balanced\", \"limited\"]]")
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UserError(f"phases name {', '.join(twice)} twice; expected each strategy once, so leave one out")
+    if "supervised" in names:
+        raise UserError("phases name supervised, which is the baseline and always run; leave it out")

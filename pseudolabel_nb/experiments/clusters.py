@@ -74,7 +74,9 @@ class _Worker:
         self.process.join()
         code = self.process.exitcode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return RuntimeError(f"its worker process {how}; where memory ran out, take fewer workers; a script that starts workers needs `if __name__ == \"__main__\":` before what it does")
+        return RuntimeError(
+            f"its worker process {how}; where memory ran out, take fewer workers; a script that "
+            "starts workers needs `if __name__ == \"__main__\":` before what it does")
 
     def end(self, patience: float = 0) -> None:
         "End the process: at once, or when it has heard that there are no more tasks."
@@ -129,7 +131,9 @@ def processes(
 ) -> Processes:
     "Worker processes for `sweep(…, executor=)`, to be used in a `with` block; `UserError` where a number is under 1."
     for name, value in (("workers", n), ("threads", threads)):
-        if value < 1: raise UserError(f"{name} is {value}; expected a whole number of at least 1, such as {os.cpu_count() if name == 'workers' else 1}")
+        if value < 1:
+            raise UserError(f"{name} is {value}; expected a whole number of at least 1, "
+                            f"such as {os.cpu_count() if name == 'workers' else 1}")
     return Processes(n, threads)
 
 # %% ../../nbs/experiments/02_clusters.ipynb #57c2a670
@@ -141,7 +145,8 @@ def _registries() -> dict[str, dict]: # kind -> name -> entry
     from pseudolabel_nb.training.augmentation import augmentations
     from pseudolabel_nb.training.losses import losses
     from pseudolabel_nb.strategies.mixing import mixings
-    return dict(network=networks, loss=losses, mixing=mixings, augmentation=augmentations, combination=combinations, shape=shapes)
+    return dict(network=networks, loss=losses, mixing=mixings, augmentation=augmentations, combination=combinations,
+                shape=shapes)
 
 def _values(obj) -> Iterator:
     "A value, and if it is a dataclass those in its fields."
@@ -157,11 +162,14 @@ def foreign_modules(
     strategies: Sequence, # of `Strategy`
     settings, # `Settings`
 ) -> tuple[tuple[str, str], ...]: # name and file
-    "The modules outside of this package that define parts of the strategies, or what strategies and settings call by name."
-    made = [type(v) for r in strategies for v in _values(r) if is_dataclass(v)] + [_registries()[kind][word] for kind, word in _registered(strategies, settings)]
+    """The modules outside of this package that define parts of the strategies, or what strategies and settings call by
+    name."""
+    made = [type(v) for r in strategies for v in _values(r) if is_dataclass(v)] + [
+        _registries()[kind][word] for kind, word in _registered(strategies, settings)]
     names = {getattr(m, "__module__", None) or "" for m in made}
     ours = __name__.partition(".")[0]
-    return tuple((n, getattr(sys.modules.get(n), "__file__", None) or "") for n in sorted(names) if n.partition(".")[0] not in ("", "builtins", ours))
+    return tuple((n, getattr(sys.modules.get(n), "__file__", None) or "")
+                 for n in sorted(names) if n.partition(".")[0] not in ("", "builtins", ours))
 
 def import_modules(modules: Sequence[tuple[str, str]]) -> None:
     "Import these modules, by name or else from their files."
@@ -199,10 +207,16 @@ def ask_worker(
     strategies: Sequence, # of `Strategy`
     settings, # `Settings`
 ) -> None:
-    "`UserError` where a worker does not know what will be asked of it. It is not asked where all comes from this package."
+    """`UserError` where a worker does not know what will be asked of it.
+
+    It is not asked where all comes from this package."""
     if not modules: return
-    lacking = executor.submit(_lacking, modules, [to_dict(r) for r in strategies], _registered(strategies, settings)).result()
-    if lacking: raise UserError(f"a worker does not know all of the sweep's strategies, networks and losses ({lacking}); expected them in a module that it can import, so move them from the notebook or script into a file beside it and import that, or sweep without an executor")
+    lacking = executor.submit(
+        _lacking, modules, [to_dict(r) for r in strategies], _registered(strategies, settings)).result()
+    if lacking:
+        raise UserError(f"a worker does not know all of the sweep's strategies, networks and losses ({lacking}); "
+                        "expected them in a module that it can import, so move them from the notebook or script into "
+                        "a file beside it and import that, or sweep without an executor")
 
 # %% ../../nbs/experiments/02_clusters.ipynb #71f6fdda
 @contextmanager
@@ -210,11 +224,19 @@ def dask_cluster(
     address: str, # of the scheduler, such as "tcp://10.0.0.1:8786", or the path of a scheduler file ending in .json
     patience: float = 30, # s, for the scheduler to answer
 ) -> Iterator[Executor]:
-    "The executor of a Dask cluster that is already there; `UserError` where Dask is not installed or no scheduler answers."
+    """The executor of a Dask cluster that is already there; `UserError` where Dask is not installed or no scheduler
+    answers."""
     try: from distributed import Client
-    except ModuleNotFoundError: raise UserError("a Dask cluster needs the package distributed, which is not installed; pip install \"pseudolabel_nb[dask]\"") from None
-    if str(address).endswith(".json") and not Path(address).is_file(): raise UserError(f"{address}: no such file; expected what `dask scheduler --scheduler-file` has written, so check the path")
+    except ModuleNotFoundError:
+        raise UserError("a Dask cluster needs the package distributed, which is not "
+                        "installed; pip install \"pseudolabel_nb[dask]\"") from None
+    if str(address).endswith(".json") and not Path(address).is_file():
+        raise UserError(
+            f"{address}: no such file; expected what `dask scheduler --scheduler-file` has written, so check the path")
     where = dict(scheduler_file=address) if str(address).endswith(".json") else dict(address=address)
     try: client = Client(**where, timeout=patience)
-    except (OSError, ValueError, TimeoutError) as e: raise UserError(f"{address}: no Dask scheduler answers ({' '.join(str(e).split())}); expected an address such as tcp://10.0.0.1:8786, so check it, or start one with `dask scheduler`") from None
+    except (OSError, ValueError, TimeoutError) as e:
+        raise UserError(
+            f"{address}: no Dask scheduler answers ({' '.join(str(e).split())}); expected an address such "
+            "as tcp://10.0.0.1:8786, so check it, or start one with `dask scheduler`") from None
     with client: yield client.get_executor(pure=False)

@@ -31,7 +31,9 @@ def compare_below(
 ) -> Comparison: # what cannot be read stands in its `damaged`
     "All runs at or below `folder` but those of a sweep's tuning. Raises `UserError` where there is none."
     found = find_runs(folder)
-    if not found: raise UserError(f"{folder}: found no run at or below it; expected folders that `sweep`, `run` or pseudolabel-train has written, so name one")
+    if not found:
+        raise UserError(f"{folder}: found no run at or below it; expected folders that `sweep`, "
+                        "`run` or pseudolabel-train has written, so name one")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # named by `unfinished`
         return compare([r for r in found if r.folder.parent.name != "tuning"] or found, baseline)
@@ -43,7 +45,8 @@ def _in_order(value) -> tuple:
 def _condition(name: str, value) -> str:
     "One thing that tells conditions apart: 5 % labeled, learning_rate 0.003."
     if name == "labeled_ratio" and isinstance(value, float): return f"{100 * value:g} % labeled"
-    return f"{name.removeprefix('settings.')} {'not recorded' if value != value else shorten(str(value), 40, placeholder=' …')}"
+    return (f"{name.removeprefix('settings.')} "
+            f"{'not recorded' if value != value else shorten(str(value), 40, placeholder=' …')}")
 
 def conditions(
     comparison: Comparison,
@@ -64,12 +67,15 @@ def asked(
     comparison: Comparison,
     same: bool = False, # what all runs share, instead of what differs
 ): # pandas.DataFrame: found (values, and in how many runs), by field
-    "What differs between the runs but for the parts of strategies, or what all share; versions and device are looked at, too."
+    """What differs between the runs but for the parts of strategies, or what all share; versions and device are looked
+    at, too."""
     import pandas as pd
     facts, rows = [_facts_of(f) for f in comparison.facts], {}
     for name in dict.fromkeys(n for f in facts for n in f):
         found = Counter(shorten(str(f.get(name, "not recorded")), 60, placeholder=" …") for f in facts)
-        if (len(found) == 1) != same or name in comparison.differs and name.startswith("strategy.") and name != "strategy.name": continue
+        if ((len(found) == 1) != same
+                or name in comparison.differs and name.startswith("strategy.") and name != "strategy.name"):
+            continue
         rows[name] = next(iter(found)) if same else ", ".join(f"{value} ({n})" for value, n in sorted(found.items()))
     return pd.DataFrame(dict(found=list(rows.values())), index=pd.Index(list(rows), name="field"), dtype=object)
 
@@ -78,10 +84,13 @@ def strategy_fields(
 ): # pandas.DataFrame: fields of strategies, a column a strategy
     "The strategies side by side: only what differs, empty where a strategy has no such field."
     import pandas as pd
-    groups = {g.label.partition(", labeled_ratio")[0]: g.members[0] for _, part in conditions(comparison) for g in part.groups}
+    groups = {g.label.partition(", labeled_ratio")[0]: g.members[0]
+              for _, part in conditions(comparison)
+              for g in part.groups}
     fields = [n for n in comparison.differs if n.startswith("strategy.") and n != "strategy.name"]
     columns = {label: ["" if n not in f.config else str(f.config[n]) for n in fields] for label, f in groups.items()}
-    return pd.DataFrame(columns, index=pd.Index([n.removeprefix("strategy.") for n in fields], name="field"), dtype=object)
+    return pd.DataFrame(
+        columns, index=pd.Index([n.removeprefix("strategy.") for n in fields], name="field"), dtype=object)
 
 # %% ../../nbs/experiments/02a_findings.ipynb #daf8285e
 def _pairs(part: Comparison, metric: str) -> Iterator[dict]:
@@ -92,31 +101,42 @@ def _pairs(part: Comparison, metric: str) -> Iterator[dict]:
     for g, f in scored:
         if not (b := base.get(pair(f))): continue
         f1, f1_base = f.numbers[metric], b.numbers[metric]
-        yield dict(strategy=part.baseline if f is b else g.label, seed=f.config.get("seed"), f1=f1, f1_supervised=f1_base, gain=f1 - f1_base, run=f.name, baseline=b.name)
+        yield dict(strategy=part.baseline if f is b else g.label, seed=f.config.get("seed"), f1=f1,
+                   f1_supervised=f1_base, gain=f1 - f1_base, run=f.name, baseline=b.name)
 
 def paired_runs(
     comparison: Comparison,
-    metric: str | None = None, # "test_f1" or "val_f1"; None: the first of which a strategy has a pair, else the first of which there is a score
-): # pandas.DataFrame, a row a run: condition, strategy, seed, f1, f1_supervised (of its baseline), gain, run, baseline (names); `attrs` holds the metric and the baseline's name
+    # "test_f1" or "val_f1"; None: the first of which a strategy has a pair, else the first of which there is a score
+    metric: str | None = None,
+# pandas.DataFrame, a row a run: condition, strategy, seed, f1, f1_supervised (of its baseline), gain, run, baseline
+# (names); `attrs` holds the metric and the baseline's name
+):
     "Every run that can be compared with its baseline, the baselines too, with a gain of 0."
     import pandas as pd
-    found = {m: [dict(condition=said, **row) for said, part in conditions(comparison) for row in _pairs(part, m)] for m in ((metric,) if metric else ("test_f1", "val_f1"))}
+    found = {m: [dict(condition=said, **row) for said, part in conditions(comparison) for row in _pairs(part, m)]
+             for m in ((metric,) if metric else ("test_f1", "val_f1"))}
     metric = max(found, key=lambda m: (any(r["run"] != r["baseline"] for r in found[m]), bool(found[m])))
     rows = found[metric]
-    pairs = pd.DataFrame(rows, columns=["condition", "strategy", "seed", "f1", "f1_supervised", "gain", "run", "baseline"])
+    pairs = pd.DataFrame(
+        rows, columns=["condition", "strategy", "seed", "f1", "f1_supervised", "gain", "run", "baseline"])
     pairs.attrs = dict(metric=metric, baseline=comparison.baseline)
     return pairs
 
 # %% ../../nbs/experiments/02a_findings.ipynb #f1407629
 def headline_numbers(
     pairs, # of `paired_runs`
-): # pandas.DataFrame as of `summarize`, with `condition` in place of the label ratio; the highest gain of a condition first
+# pandas.DataFrame as of `summarize`, with `condition` in place of the label ratio; the highest gain of a condition
+# first
+):
     "The evidence for every strategy and condition, in numbers."
     order, baseline = list(dict.fromkeys(pairs["condition"])), pairs.attrs["baseline"]
-    named = pairs.assign(strategy=pairs["strategy"].where(pairs["strategy"] != baseline, "supervised"), labeled_ratio=pairs["condition"])
+    named = pairs.assign(
+        strategy=pairs["strategy"].where(pairs["strategy"] != baseline, "supervised"), labeled_ratio=pairs["condition"])
     table = summarize(named).rename(columns=dict(labeled_ratio="condition")).drop(columns="f1_all_foreground")
-    table = table.assign(strategy=table["strategy"].where(table["strategy"] != "supervised", baseline), place=table["condition"].map(order.index), gains=table["gain_mean"].fillna(math.inf))
-    return table.sort_values(["place", "gains"], ascending=[True, False], kind="stable", ignore_index=True).drop(columns=["place", "gains"])
+    table = table.assign(strategy=table["strategy"].where(table["strategy"] != "supervised", baseline),
+                         place=table["condition"].map(order.index), gains=table["gain_mean"].fillna(math.inf))
+    return table.sort_values(
+        ["place", "gains"], ascending=[True, False], kind="stable", ignore_index=True).drop(columns=["place", "gains"])
 
 def _points(value: float, signed: bool = True) -> str: return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
 
@@ -132,15 +152,24 @@ def _headline_row(r: dict, metric: str) -> dict:
     "A line as it is read; empty where there is nothing to say."
     import pandas as pd
     r, f1 = {k: v for k, v in r.items() if not pd.isna(v)}, _points(r["f1_mean"], False)
-    said = {"condition": r["condition"], "strategy": r["strategy"], "F1 %" if metric == "test_f1" else "validation F1 %": f"{f1} ± {_points(r['f1_sd'], False)}" if "f1_sd" in r else f1, "seeds": f"{r['n_seeds']} ({r['positives']} up)" if "positives" in r else str(r["n_seeds"])}
-    said |= {"gain": _points(r["gain_mean"]) if "gain_mean" in r else "", "95 % interval": f"[{_points(r['gain_low'])}, {_points(r['gain_high'])}]" if "gain_low" in r else "", "evidence": r["evidence"]}
-    said |= {"p signs": p_text(r["p_sign_flip"]) if "p_sign_flip" in r else "", "p Holm": p_text(r["p_holm"]) if "p_holm" in r else ""}
-    return said | {"times seed noise": f"{r['gain_over_noise']:.1f}" if "gain_over_noise" in r else "", "more seeds": seeds_text(r.get("seeds_needed"))}
+    said = {"condition": r["condition"], "strategy": r["strategy"],
+            "F1 %" if metric == "test_f1"
+            else "validation F1 %": f"{f1} ± {_points(r['f1_sd'], False)}" if "f1_sd" in r
+            else f1,
+            "seeds": f"{r['n_seeds']} ({r['positives']} up)" if "positives" in r else str(r["n_seeds"])}
+    said |= {"gain": _points(r["gain_mean"]) if "gain_mean" in r else "",
+             "95 % interval": f"[{_points(r['gain_low'])}, {_points(r['gain_high'])}]" if "gain_low" in r else "",
+             "evidence": r["evidence"]}
+    said |= {"p signs": p_text(r["p_sign_flip"]) if "p_sign_flip" in r else "",
+             "p Holm": p_text(r["p_holm"]) if "p_holm" in r else ""}
+    return said | {"times seed noise": f"{r['gain_over_noise']:.1f}" if "gain_over_noise" in r else "",
+                   "more seeds": seeds_text(r.get("seeds_needed"))}
 
 def headline(
     pairs, # of `paired_runs`
 ): # pandas.DataFrame of texts
-    "The same as a table to read: scores and gains in points, ± is the sd over seeds, `more seeds` about how many more would tell a gain of this size from 0."
+    """The same as a table to read: scores and gains in points, ± is the sd over seeds, `more seeds` about how many more
+    would tell a gain of this size from 0."""
     return _table([_headline_row(r, pairs.attrs["metric"]) for r in headline_numbers(pairs).to_dict("records")])
 
 # %% ../../nbs/experiments/02a_findings.ipynb #d40e3fb2
@@ -156,7 +185,8 @@ def _ranking(gains: dict) -> Iterator[str]: # strategy -> Series of gains by bas
     shared = set.intersection(*(set(its.index) for its in ranked.values()))
     if most == 1 or len(ranked) == 1 or not shared: return
     fewer = [name for name in gains if name not in ranked]
-    yield rank({name: its[its.index.isin(shared)] for name, its in ranked.items()}).conclusion + f" (left out, with fewer seeds: {', '.join(fewer)})" * bool(fewer)
+    yield (rank({name: its[its.index.isin(shared)] for name, its in ranked.items()}).conclusion
+           + f" (left out, with fewer seeds: {', '.join(fewer)})" * bool(fewer))
 
 def _sentences(
     methods, # pandas.DataFrame, pairs of one condition
@@ -167,9 +197,13 @@ def _sentences(
     gains = {name: its.set_index("baseline")["gain"] for name, its in methods.groupby("strategy", sort=False)}
     order = sorted(gains, key=lambda name: -gains[name].mean())
     yield from _ranking(gains)
-    for name in order[:most]: yield sentence(gains[name], name) + f" — not told after correction for all comparisons (p Holm = {p_text(numbers[name].get('p_holm', 1))})" * ("Holm" in numbers[name]["evidence"])
+    for name in order[:most]:
+        yield (sentence(gains[name], name)
+               + f" — not told after correction for all comparisons (p Holm = {p_text(numbers[name].get('p_holm', 1))})"
+               * ("Holm" in numbers[name]["evidence"]))
     rest = {}
-    for name in order[most:]: rest.setdefault(numbers[name]["evidence"], []).append(f"{name} {_points(gains[name].mean())}")
+    for name in order[most:]:
+        rest.setdefault(numbers[name]["evidence"], []).append(f"{name} {_points(gains[name].mean())}")
     for evidence, names in rest.items(): yield f"{evidence}: {', '.join(names)}"
 
 def conclusions(
@@ -178,13 +212,18 @@ def conclusions(
 ) -> Lines:
     "What may be said, the highest gains first; it says so where there is nothing to say."
     methods, said = pairs[pairs["run"] != pairs["baseline"]], Lines()
-    if not len(methods): return Lines([f"No strategy can be compared with a {pairs.attrs['baseline']} run yet: none has a score beside a {pairs.attrs['baseline']} run of the same seed, images and settings."])
+    if not len(methods):
+        return Lines([(f"No strategy can be compared with a {pairs.attrs['baseline']} run yet: none has a score "
+                       f"beside a {pairs.attrs['baseline']} run of the same seed, images and settings.")])
     numbers = headline_numbers(pairs)
     for condition, its in methods.groupby("condition", sort=False):
         by_name = {r["strategy"]: r for r in numbers[numbers["condition"] == condition].to_dict("records")}
         said += [f"{condition}: {line}" if condition else line for line in _sentences(its, by_name, most)]
-    if pairs.attrs["metric"] == "val_f1": said.append("These are scores on validation, which chose thresholds and rounds; the test set is scored when a run is finished.")
-    if methods.groupby(["condition", "strategy"]).size().max() == 1: said.append("One seed is no evidence: another seed may say the opposite. Run more, such as seeds 0 to 7.")
+    if pairs.attrs["metric"] == "val_f1":
+        said.append("These are scores on validation, which chose thresholds and rounds; "
+                    "the test set is scored when a run is finished.")
+    if methods.groupby(["condition", "strategy"]).size().max() == 1:
+        said.append("One seed is no evidence: another seed may say the opposite. Run more, such as seeds 0 to 7.")
     return said
 
 # %% ../../nbs/experiments/02a_findings.ipynb #2a93ec80
@@ -199,22 +238,29 @@ def _diagnosis_row(condition: str, group: Group) -> dict | None:
     if not rounds: return None
     mean = lambda name: np.mean([r[name] for r in last])
     kept = [next((r["round"] for r in reversed(f.rounds) if r.get("accepted")), "none") for f in group.members]
-    return {"condition": condition, "strategy": group.label, "runs": len(last), "pseudo-labeled images": f"{mean('n_pseudo'):.0f}", "foreground in them": f"{mean('ratio_pseudo'):.2%}", "in the labels": f"{mean('ratio_labeled'):.2%}",
-            "verdicts (runs)": _counted(r.get("verdict") or "none" for r in last), "students accepted": f"{sum(bool(r.get('accepted')) for r in rounds)} of {len(rounds)}",
+    return {"condition": condition, "strategy": group.label, "runs": len(last),
+            "pseudo-labeled images": f"{mean('n_pseudo'):.0f}", "foreground in them": f"{mean('ratio_pseudo'):.2%}",
+            "in the labels": f"{mean('ratio_labeled'):.2%}",
+            "verdicts (runs)": _counted(r.get("verdict") or "none" for r in last),
+            "students accepted": f"{sum(bool(r.get('accepted')) for r in rounds)} of {len(rounds)}",
             "round kept (runs)": _counted(kept), "collapses": sum("collapsed" in r.get("warning", "") for r in rounds)}
 
 def diagnosis(
     comparison: Comparison,
-): # pandas.DataFrame, a row a strategy with pseudo-labels; the ratios are those of the last rounds, in the mean over seeds
+# pandas.DataFrame, a row a strategy with pseudo-labels; the ratios are those of the last rounds, in the mean over seeds
+):
     "Pseudo-labels, verdicts, the gate's decisions and collapses."
-    return _table([row for condition, part in conditions(comparison) for g in part.groups if (row := _diagnosis_row(condition, g))])
+    return _table([row for condition, part in conditions(comparison) for g in part.groups if (
+                       row := _diagnosis_row(condition, g))])
 
 def warned(
     comparison: Comparison,
     most: int = 20, # shown
 ) -> Lines:
     "What rounds warned of, run by run."
-    said = [f"{f.name}, round {r.get('round')}: {r['warning']}" for f in sorted(comparison.facts, key=lambda f: f.name) for r in f.rounds if r.get("warning")]
+    said = [f"{f.name}, round {r.get('round')}: {r['warning']}"
+            for f in sorted(comparison.facts, key=lambda f: f.name)
+            for r in f.rounds if r.get("warning")]
     return Lines(said[:most] + [f"… and {len(said) - most} more"] * (len(said) > most))
 
 # %% ../../nbs/experiments/02a_findings.ipynb #a1b40f04
@@ -223,28 +269,38 @@ def unfinished(
 ): # pandas.DataFrame, a row a run
     "Runs that are not finished: status, rounds done, what they died of."
     import pandas as pd
-    rows = [{"run": f.name, "status": f.status, "rounds done": f"{len(f.rounds)} of {f.config.get('strategy.rounds', 0) + 1}", "validation F1": f"{f.numbers['val_f1']:.3f}" if f.rounds else "",
-             "why": f.error.partition("\n")[0], "when": str((f.run.error or {}).get("when", ""))} for f in comparison.facts if f.status != "finished"]
-    rows += [{"run": Path(folder).name, "status": "damaged", "why": why.replace(folder, Path(folder).name)} for folder, why in comparison.damaged.items()]
+    rows = [{"run": f.name, "status": f.status,
+             "rounds done": f"{len(f.rounds)} of {f.config.get('strategy.rounds', 0) + 1}",
+             "validation F1": f"{f.numbers['val_f1']:.3f}" if f.rounds else "", "why": f.error.partition("\n")[0],
+             "when": str((f.run.error or {}).get("when", ""))} for f in comparison.facts if f.status != "finished"]
+    rows += [{"run": Path(folder).name, "status": "damaged", "why": why.replace(folder, Path(folder).name)}
+             for folder, why in comparison.damaged.items()]
     return pd.DataFrame(sorted(rows, key=lambda r: r["run"])).fillna("").set_index("run") if rows else pd.DataFrame()
 
 # %% ../../nbs/experiments/02a_findings.ipynb #c4ba1187
 def image_differences(
     comparison: Comparison,
     pairs, # of `paired_runs`, of one condition and strategy
-): # pandas.DataFrame, a row a test image, where F1 differs most first: f1_baseline, f1, difference, better (seeds), pixels of both, group
-    "A strategy against its baselines on every test image, pixels added up over the seeds. Raises `UserError` where a run keeps no counts."
+# pandas.DataFrame, a row a test image, where F1 differs most first: f1_baseline, f1, difference, better (seeds), pixels
+# of both, group
+):
+    """A strategy against its baselines on every test image, pixels added up over the seeds.
+
+    Raises `UserError` where a run keeps no counts."""
     runs = {f.name: f.run for f in comparison.facts}
     tables = [per_image(runs[base], runs[name]).set_index("id") for base, name in zip(pairs["baseline"], pairs["run"])]
     total = sum(t[[f"{n}_{k}" for k in "ab" for n in ("tp", "fp", "fn")]] for t in tables).dropna().astype(int)
-    if not len(total): raise UserError("the seeds were scored on different test images; expected the same for all, so look at them one by one: per_image(run_a, run_b)")
+    if not len(total):
+        raise UserError("the seeds were scored on different test images; expected the same for "
+                        "all, so look at them one by one: per_image(run_a, run_b)")
     scores = [image_f1(total[[f"{n}_{k}" for n in ("tp", "fp", "fn")]].to_numpy()) for k in "ab"]
     total.insert(0, "f1_baseline", scores[0])
     total.insert(1, "f1", scores[1])
     total.insert(2, "difference", scores[1] - scores[0])
     total.insert(3, "better", [sum(t["difference"].get(id, 0) > 0 for t in tables) for id in total.index])
     first = runs[pairs["baseline"].iloc[0]]
-    total["group"] = [dict(zip(first.split["test"], image_groups(first) or first.split["test"]))[id] for id in total.index]
+    total["group"] = [
+        dict(zip(first.split["test"], image_groups(first) or first.split["test"]))[id] for id in total.index]
     return total.sort_values("difference", key=lambda d: -d.abs().round(9), kind="stable")
 
 def image_sentence(
@@ -252,17 +308,22 @@ def image_sentence(
     name: str, # of the strategy
     baseline: str = "supervised",
 ) -> str:
-    "On how many images the strategy gains, and whether other images would say the same; those of one group are drawn together."
-    gain = bootstrap_gain(*(table[[f"{n}_{k}" for n in ("tp", "fp", "fn")]].to_numpy() for k in "ab"), list(table["group"]))
+    """On how many images the strategy gains, and whether other images would say the same; those of one group are drawn
+    together."""
+    gain = bootstrap_gain(
+        *(table[[f"{n}_{k}" for n in ("tp", "fp", "fn")]].to_numpy() for k in "ab"), list(table["group"]))
     up, down = int((table["difference"] > 0).sum()), int((table["difference"] < 0).sum())
-    return (f"{name} is better than {baseline} on {up} of {len(table)} images and worse on {down}; over all their pixels {100 * gain.gain:+.1f} F1 [{100 * gain.low:.1f}, {100 * gain.high:.1f}], "
-            f"and on other images like these better with probability {gain.probability:.2f}")
+    return (f"{name} is better than {baseline} on {up} of {len(table)} images and worse on {down}; over all "
+            f"their pixels {100 * gain.gain:+.1f} F1 [{100 * gain.low:.1f}, {100 * gain.high:.1f}], and on "
+            f"other images like these better with probability {gain.probability:.2f}")
 
 # %% ../../nbs/experiments/02a_findings.ipynb #c1054bde
 def cost(
     comparison: Comparison,
 ): # pandas.DataFrame, a row a condition and strategy
-    "Steps and seconds a finished run, the seconds beside those of the baseline, and minutes of all runs. A first teacher that was shared counts in each run that had it."
+    """Steps and seconds a finished run, the seconds beside those of the baseline, and minutes of all runs.
+
+    A first teacher that was shared counts in each run that had it."""
     rows = []
     for condition, part in conditions(comparison):
         done = {g.label: [f for f in g.members if f.status == "finished"] for g in part.groups}
@@ -270,6 +331,9 @@ def cost(
         base = next((mean[g.label] for g in part.groups if g.values["strategy.name"] == part.baseline), math.nan)
         for g in part.groups:
             steps, said = [sum(r.get("steps", 0) for r in f.rounds) for f in done[g.label]], mean[g.label]
-            rows.append({"condition": condition, "strategy": g.label, "finished runs": len(steps), "steps a run": f"{np.mean(steps):.0f}" if steps else "", "seconds a run": f"{said:.1f}" if steps else "",
-                         "times the baseline": f"{said / base:.2f}" if steps and base > 0 else "", "minutes in all": f"{sum(f.numbers['seconds'] for f in g.members) / 60:.1f}"})
+            rows.append({"condition": condition, "strategy": g.label, "finished runs": len(steps),
+                         "steps a run": f"{np.mean(steps):.0f}" if steps else "",
+                         "seconds a run": f"{said:.1f}" if steps else "",
+                         "times the baseline": f"{said / base:.2f}" if steps and base > 0 else "",
+                         "minutes in all": f"{sum(f.numbers['seconds'] for f in g.members) / 60:.1f}"})
     return _table(rows)

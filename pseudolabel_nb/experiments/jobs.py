@@ -42,7 +42,8 @@ class Common:
     data: Data # with a test set
     device: str = "auto"
     source: dict | None = None # how the data were opened, for the run folders
-    modules: tuple[tuple[str, str], ...] = () # name and file of modules that register classes, networks or losses of the user
+    # name and file of modules that register classes, networks or losses of the user
+    modules: tuple[tuple[str, str], ...] = ()
     word: str = "" # of this sweep, among all sweeps; "" where runs are worked on one by one in this process
     sign: Path | None = None # a file that holds the word for as long as the sweep goes on
 
@@ -67,7 +68,8 @@ def write_failure(
     text = " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     with suppress(UserError), locked(folder):
-        write_json(folder / "error.json", dict(error=text, when=when, traceback="".join(traceback.format_exception(error))))
+        write_json(
+            folder / "error.json", dict(error=text, when=when, traceback="".join(traceback.format_exception(error))))
     return Failure(text, isinstance(error, UserError))
 
 _one_at_a_time, _opened = Lock(), {} # two runs in threads of one process would share torch's random numbers
@@ -91,7 +93,8 @@ def work(
 
 def begin_job(common: Common, data: Data, job: Job) -> Run:
     "Begin the run, or go on with it."
-    return begin(data, from_dict(Strategy, job.strategy), job.folder, job.ratio, job.seed, job.settings, common.device, common.source)
+    return begin(data, from_dict(Strategy, job.strategy), job.folder, job.ratio, job.seed, job.settings, common.device,
+                 common.source)
 
 def _work(common: Common, job: Job, told: Callable) -> None:
     "The run itself."

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..core import UserError, append_jsonl, progress, read_json, read_jsonl, to_dict, write_json, write_text
+from ..core import (
+    UserError, append_jsonl, progress, read_json, read_jsonl, to_dict, write_json, write_text)
 from ..data.coordinates import Picks
-from ..data.coordinates_out import FORMATS, area_codes, path_for, star_of_files, write_coco, write_coordinates, write_mask, write_probabilities
+from ..data.coordinates_out import (
+    FORMATS, area_codes, path_for, star_of_files, write_coco, write_coordinates, write_mask, write_probabilities)
 from ..data.files import is_mrc, read_pixels
 from ..data.images import ImageSet
 from ..data.preparation import Preparation, prepare, resized_picks
@@ -60,11 +62,14 @@ class Picking:
     names: str = "" # what stands before the images' ids in STAR and .cs files
 
     def __post_init__(self):
-        if unknown := [f for f in self.formats if f not in ALL_FORMATS]: raise UserError(f"unknown format {unknown[0]!r}; expected some of: {', '.join(ALL_FORMATS)}")
+        if unknown := [f for f in self.formats if f not in ALL_FORMATS]:
+            raise UserError(f"unknown format {unknown[0]!r}; expected some of: {', '.join(ALL_FORMATS)}")
         if not self.formats: raise UserError(f"no format is named; expected some of: {', '.join(ALL_FORMATS)}")
-        if not 0 < self.threshold <= 1: raise UserError(f"threshold is {self.threshold}; expected a probability over 0 and at most 1, such as 0.5")
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"threshold is {self.threshold}; expected a probability over 0 and at most 1, such as 0.5")
         for what, value in (("diameter", self.diameter), ("pixel", self.pixel), ("box", self.box)):
-            if value is not None and not 0 < value < np.inf: raise UserError(f"{what} is {value}; expected a number over 0, so pass one, or leave it out")
+            if value is not None and not 0 < value < np.inf:
+                raise UserError(f"{what} is {value}; expected a number over 0, so pass one, or leave it out")
 
 def pick_images(
     run: Run,
@@ -81,14 +86,18 @@ def pick_images(
     box: float | None = None, # px, the side of boxes; the particles' diameters if None
     names: str = "", # the images' folder, as STAR and .cs files shall name it
 ) -> list[Picks]: # of each image, in its own pixels
-    "Predict, pick and write all images, or go on with it; raises `UserError` where the folder was begun with other settings."
+    """Predict, pick and write all images, or go on with it; raises `UserError` where the folder was begun with other
+    settings."""
     _check_images(images, diameter)
     out, (network, channels), best = Path(out), run_network(run), run.best()
     weights = hashlib.sha256((run.folder / best.checkpoint).read_bytes()).hexdigest()
-    picking = Picking(weights, tuple(dict.fromkeys(formats)), best.threshold if threshold is None else threshold, diameter, tile or run.config["settings"]["tile"], preparation or run_preparation(run), pixel, box, names)
+    picking = Picking(
+        weights, tuple(dict.fromkeys(formats)), best.threshold if threshold is None else threshold, diameter,
+        tile or run.config["settings"]["tile"], preparation or run_preparation(run), pixel, box, names)
     with locked(out):
         _begin(out, picking)
-        predict = lambda some: _predict(network, _ready(some.with_channels(channels), picking, out), picking, resolve_device(device), run.config["settings"]["batch_size"])
+        predict = lambda some: _predict(network, _ready(some.with_channels(channels), picking, out), picking,
+                                        resolve_device(device), run.config["settings"]["batch_size"])
         if diameter is None: picking = replace(picking, diameter=_known_diameter(out, images, predict, picking))
         _pick_rest(out, images, predict, picking)
         found = _write_joined(out, images, picking)
@@ -96,42 +105,61 @@ def pick_images(
     return found
 
 def _check_images(images: ImageSet, diameter: float | None) -> None:
-    "`UserError` for a stack, which other programs do not know as micrographs, for two images whose files would have one name, and for a particle larger than an image."
+    """`UserError` for a stack, which other programs do not know as micrographs, for two images whose files would have
+    one name, and for a particle larger than an image."""
     seen: dict[Path, str] = {}
     for k, id in enumerate(images.ids):
-        if (other := seen.setdefault(path_for("picks", id, ""), id)) != id: raise UserError(f"{other} and {id}: what is written of them would have one name; expected names that differ by more than their ending, so rename or remove one")
-        if is_mrc(Path(id).parent): raise UserError(f"{Path(id).parent}: a stack of images; expected one micrograph a file, so write them into files of their own")
-        if diameter and diameter > max(images.shape(k)): raise UserError(f"{id}: diameter is {diameter:g} px, more than the image's {max(images.shape(k))}; expected that of a particle in px of the images, so pass it")
+        if (other := seen.setdefault(path_for("picks", id, ""), id)) != id:
+            raise UserError(f"{other} and {id}: what is written of them would have one name; expected names "
+                            "that differ by more than their ending, so rename or remove one")
+        if is_mrc(Path(id).parent):
+            raise UserError(f"{Path(id).parent}: a stack of images; expected one micrograph "
+                            "a file, so write them into files of their own")
+        if diameter and diameter > max(images.shape(k)):
+            raise UserError(f"{id}: diameter is {diameter:g} px, more than the image's {max(images.shape(k))}; "
+                            "expected that of a particle in px of the images, so pass it")
 
 def _begin(out: Path, picking: Picking) -> None:
     "Write the settings down; `UserError` where something was picked with others."
     path, new = out / "picking.json", to_dict(picking)
     old = read_json(path) if path.exists() and (out / "done.jsonl").exists() else new
     if not (out / "done.jsonl").exists(): (out / "diameter.json").unlink(missing_ok=True)
-    if old != new: raise UserError(f"{out}: was begun with other settings ({changes(old, new)}); expected the same to go on, so choose another folder, or remove this one to start anew")
+    if old != new:
+        raise UserError(f"{out}: was begun with other settings ({changes(old, new)}); expected the same to "
+                        "go on, so choose another folder, or remove this one to start anew")
     write_json(path, new)
 
 def _ready(images: ImageSet, picking: Picking, out: Path) -> ImageSet:
     "The images as the network wants them."
-    return images if picking.preparation is None else prepare(images, picking.preparation, out / _PREPARED, picking.pixel)
+    return (
+        images if picking.preparation is None else prepare(images, picking.preparation, out / _PREPARED, picking.pixel))
 
-def _predict(network: nn.Module, images: ImageSet, picking: Picking, device: str, batch_size: int) -> Iterator[np.ndarray]:
-    "Foreground probabilities (H, W) of each image, in order; one by one, so that rounding does not depend on which image is the first."
+def _predict(network: nn.Module, images: ImageSet, picking: Picking, device: str,
+             batch_size: int) -> Iterator[np.ndarray]:
+    """Foreground probabilities (H, W) of each image, in order; one by one, so that rounding does not depend on which
+    image is the first."""
     for id in images.ids:
-        for _, probs in stream_predictions(network, images.subset([id]), batch_size, device, picking.tile): yield probs.sum(1)[0].cpu().numpy()
+        for _, probs in stream_predictions(network, images.subset([id]), batch_size, device, picking.tile):
+            yield probs.sum(1)[0].cpu().numpy()
 
-def _known_diameter(out: Path, images: ImageSet, predict: Callable, picking: Picking, look: int = 8) -> float: # px of the original images
+# px of the original images
+def _known_diameter(out: Path, images: ImageSet, predict: Callable, picking: Picking, look: int = 8) -> float:
     "The diameter estimated before, or estimated now from some images."
     path = out / "diameter.json"
     if not path.exists():
         some = images.subset([images.ids[k] for k in sorted({round(k) for k in np.linspace(0, len(images) - 1, look)})])
-        reduced = [max(some.shape(k)) / max(p.shape) for k, p in enumerate(predict(some))] if picking.preparation else [1.0]
-        write_json(path, estimate_diameter((p >= picking.threshold) for p in progress(predict(some), total=len(some), desc="diameter")) * float(np.median(reduced)))
+        reduced = (
+            [max(some.shape(k)) / max(p.shape) for k, p in enumerate(predict(some))] if picking.preparation else [1.0])
+        write_json(path,
+                   estimate_diameter(
+                       (p >= picking.threshold) for p in progress(predict(some), total=len(some), desc="diameter"))
+                   * float(np.median(reduced)))
     return read_json(path)
 
 def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking) -> None:
     "Predict, pick and write the images that have no line yet, whose files are gone, or that have changed since."
-    done = {line["image"]: line for line in read_jsonl(out / "done.jsonl") if all(path.exists() for path in _files_of(out, line["image"], picking))}
+    done = {line["image"]: line for line in read_jsonl(out / "done.jsonl") if all(
+                path.exists() for path in _files_of(out, line["image"], picking))}
     rest = images.subset([i.id for i in images.items if i.id not in done or _changed(i, done[i.id])])
     if not len(rest): return
     broken = []
@@ -141,11 +169,15 @@ def _pick_rest(out: Path, images: ImageSet, predict: Callable, picking: Picking)
             broken.append(_complaint(rest.subset([item.id])))
             if not broken[-1]: raise
         else: append_jsonl(out / "done.jsonl", _pick_one(out, item, probs, picking))
-    if broken: raise UserError(f"{len(broken)} of {len(images):,} images cannot be read, all others are done: {broken[0]} (then, or without {'it' if len(broken) == 1 else 'them'}, the same command writes the files that hold all images)")
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(images):,} images cannot be read, all others are done: {broken[0]} (then, or "
+            f"without {'it' if len(broken) == 1 else 'them'}, the same command writes the files that hold all images)")
 
 def _stamp(item) -> list | None: # bytes, seconds; None of an image that is no file
     "What tells that an image's file is another one now."
-    path = item.read_image.args[0] if isinstance(item.read_image, partial) and item.read_image.func is read_pixels else None
+    path = (item.read_image.args[0] if isinstance(item.read_image, partial) and item.read_image.func is read_pixels
+            else None)
     return path and [(s := Path(path).stat()).st_size, s.st_mtime]
 
 def _changed(item, line: dict) -> bool:
@@ -161,18 +193,23 @@ def _complaint(images: ImageSet) -> str:
 
 def _files_of(out: Path, image: str, picking: Picking) -> list[Path]:
     "What is written for one image alone."
-    return [path_for(out / kind, image, ".png" if kind == "mask" else f".{kind}") for kind in picking.formats if kind not in ("cs", "coco")]
+    return [path_for(out / kind, image, ".png" if kind == "mask" else f".{kind}")
+            for kind in picking.formats if kind not in ("cs", "coco")]
 
 def _pick_one(out: Path, item, probs: np.ndarray, picking: Picking) -> dict: # the image's line
     "Find the particles of one image and write its files; in its own pixels, whatever the network was shown."
     reduced = max(item.shape) / max(probs.shape)
     small, areas = find_particles(probs, picking.diameter / reduced, threshold=picking.threshold, image=item.id)
     picks, pixel = resized_picks(small, item.shape), item.pixel if picking.pixel is None else picking.pixel
-    for kind in {"star", "box", "cbox", "csv"} & {*picking.formats}: write_coordinates(picks, out / kind, kind, box=picking.box)
-    if "mask" in picking.formats: write_mask(path_for(out / "mask", item.id, ".png"), _enlarged(probs >= picking.threshold, item.shape))
-    if "mrc" in picking.formats: write_probabilities(path_for(out / "mrc", item.id, ".mrc"), _enlarged(probs, item.shape), pixel)
+    for kind in {"star", "box", "cbox", "csv"} & {*picking.formats}:
+        write_coordinates(picks, out / kind, kind, box=picking.box)
+    if "mask" in picking.formats:
+        write_mask(path_for(out / "mask", item.id, ".png"), _enlarged(probs >= picking.threshold, item.shape))
+    if "mrc" in picking.formats:
+        write_probabilities(path_for(out / "mrc", item.id, ".mrc"), _enlarged(probs, item.shape), pixel)
     codes = area_codes(_enlarged(areas, item.shape)) if "coco" in picking.formats else []
-    return dict(image=item.id, file=_stamp(item), size=item.shape, pixel=None if pixel != pixel else pixel, centers=picks.centers.round(3), sizes=picks.sizes.round(3), scores=picks.scores.round(6), codes=codes)
+    return dict(image=item.id, file=_stamp(item), size=item.shape, pixel=None if pixel != pixel else pixel,
+                centers=picks.centers.round(3), sizes=picks.sizes.round(3), scores=picks.scores.round(6), codes=codes)
 
 def _enlarged(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     "The nearest value at each pixel of the original size."
@@ -184,12 +221,15 @@ def _write_joined(out: Path, images: ImageSet, picking: Picking) -> list[Picks]:
     "The files that hold all images, from the lines of each; the picks."
     lines = {line["image"]: line for line in read_jsonl(out / "done.jsonl")}
     lines = [lines[id] for id in images.ids]
-    every = [Picks(line["centers"], line["sizes"], line["scores"], line["image"], tuple(line["size"])) for line in lines]
+    every = [
+        Picks(line["centers"], line["sizes"], line["scores"], line["image"], tuple(line["size"])) for line in lines]
     named = [replace(p, image=f"{picking.names.rstrip('/')}/{p.image}" if picking.names else p.image) for p in every]
     pixel = next((line["pixel"] for line in lines if line["pixel"]), float("nan"))
     if "star" in picking.formats:
         write_coordinates(named, out / "particles.star", pixel=pixel)
-        write_text(out / "autopick.star", star_of_files([(n.image, path_for(out / "star", p.image, ".star").as_posix()) for n, p in zip(named, every)]))
+        write_text(out / "autopick.star",
+                   star_of_files(
+                       [(n.image, path_for(out / "star", p.image, ".star").as_posix()) for n, p in zip(named, every)]))
     if "csv" in picking.formats: write_coordinates(every, out / "picks.csv")
     if "cs" in picking.formats: write_coordinates(named, out / "picks.cs", pixel=pixel)
     if "coco" in picking.formats: write_coco(out / "coco.json", ((p, line["codes"]) for p, line in zip(every, lines)))
@@ -203,7 +243,10 @@ def picking_summary(
     "How many particles were found, how they were picked, and where they are."
     picking, counts = read_json(Path(out) / "picking.json"), [len(p) for p in every]
     diameter = picking["diameter"] or read_json(Path(out) / "diameter.json")
-    joined = [n for n in ("particles.star", "autopick.star", "picks.csv", "picks.cs", "coco.json") if (Path(out) / n).exists()]
+    joined = [
+        n
+        for n in ("particles.star", "autopick.star", "picks.csv", "picks.cs", "coco.json") if (Path(out) / n).exists()]
     folders = [f"{f}/" for f in picking["formats"] if (Path(out) / f).is_dir()]
-    return (f"{sum(counts):,} particles on {len(counts):,} images ({np.median(counts):g} on a typical one); diameter {diameter:.1f} px{'' if picking['diameter'] else ' (estimated)'}, threshold {picking['threshold']:.3f}; "
-            f"written: {', '.join([*joined, *folders])} in {out}")
+    return (f"{sum(counts):,} particles on {len(counts):,} images ({np.median(counts):g} on a typical one); "
+            f"diameter {diameter:.1f} px{'' if picking['diameter'] else ' (estimated)'}, threshold "
+            f"{picking['threshold']:.3f}; written: {', '.join([*joined, *folders])} in {out}")

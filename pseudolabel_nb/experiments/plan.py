@@ -49,11 +49,16 @@ def reading(
     "What the quick test says."
     if e is None: return f"{quick} was not run, so there is no quick test."
     i, gain = e.interval, f"{quick} brought {points(e)} F1"
-    unsure = " The seeds cannot tell one from the other, though." if i.n > 1 and i.low < hardly and i.high >= enough else " One run is no evidence, though." if i.n == 1 else ""
+    unsure = (" The seeds cannot tell one from the other, though." if i.n > 1 and i.low < hardly and i.high >= enough
+              else " One run is no evidence, though." if i.n == 1
+              else "")
     if i.mean >= enough: return f"{gain}: class balance or dilution was the problem.{unsure}"
     if i.mean >= hardly: return f"{gain}: class balance or dilution may be part of the problem.{unsure}"
-    if i.mean >= 0: return f"{gain}: neither class balance nor dilution was the problem; look elsewhere, at the teacher, its calibration and the ceiling.{unsure}"
-    return f"{gain}: even a few of the most confident pseudo-labels did not help; look elsewhere, at the teacher, its calibration and the ceiling.{unsure}"
+    if i.mean >= 0:
+        return (f"{gain}: neither class balance nor dilution was the problem; look "
+                f"elsewhere, at the teacher, its calibration and the ceiling.{unsure}")
+    return (f"{gain}: even a few of the most confident pseudo-labels did not help; look "
+            f"elsewhere, at the teacher, its calibration and the ceiling.{unsure}")
 
 # %% ../../nbs/experiments/04a_plan.ipynb #7a448487
 @dataclass(frozen=True)
@@ -84,27 +89,39 @@ class Plan:
     @property
     def use(self) -> str:
         "The strategy to go on with; `supervised` where none was told to be better."
-        return self.best.strategy if self.best and (self.stopped == "goal" or _told(self.best.validation)) else "supervised"
+        return self.best.strategy if self.best and (
+            self.stopped == "goal" or _told(self.best.validation)) else "supervised"
 
     @property
     def conclusion(self) -> str:
         "What follows, in a sentence or two."
         b = self.best
-        if not self.stopped: return f"Not at its end: {len(self.tried)} strategy{'s' * (len(self.tried) != 1)} tried so far" + (f", of which {b.strategy} gained most on validation: {points(b.validation)} F1." if b else ".")
-        if self.stopped == "ceiling": return "Report the supervised result: the task is near its ceiling, which leaves less room than was asked for, as the learning curve of the supervised runs on validation shows."
+        if not self.stopped:
+            return f"Not at its end: {len(self.tried)} strategy{'s' * (len(self.tried) != 1)} tried so far" + (
+                f", of which {b.strategy} gained most on validation: {points(b.validation)} F1." if b else ".")
+        if self.stopped == "ceiling":
+            return ("Report the supervised result: the task is near its ceiling, which leaves less room than "
+                    "was asked for, as the learning curve of the supervised runs on validation shows.")
         if b is None: return f"Report the supervised result: no strategy was tried to its end ({_spent[self.stopped]})."
-        did = f"{b.strategy} gained {points(b.validation)} F1 on validation over {_runs(b.validation.interval.n)} and {points(b.test)} on the test set"
+        did = (f"{b.strategy} gained {points(b.validation)} F1 on validation over "
+               f"{_runs(b.validation.interval.n)} and {points(b.test)} on the test set")
         if self.stopped == "goal": return f"The goal of {self.goal:+g} is reached: {did}.{self._doubt()}"
-        if self.use != "supervised": return f"The goal of {self.goal:+g} is not reached ({_spent[self.stopped]}); the best, {did}.{self._doubt()}"
-        if b.validation.interval.n == 1 and b.gain() > 0: return f"Report the supervised result, or repeat the best with more seeds: {did}, and one run is no evidence ({_spent[self.stopped]})."
-        return f"Report the supervised result: of {len(self.tried)} strategy{'s' * (len(self.tried) > 1)} none was told to be better on validation ({_spent[self.stopped]}). The best, {did}."
+        if self.use != "supervised":
+            return (
+                f"The goal of {self.goal:+g} is not reached ({_spent[self.stopped]}); the best, {did}.{self._doubt()}")
+        if b.validation.interval.n == 1 and b.gain() > 0:
+            return (f"Report the supervised result, or repeat the best with more seeds: {did}, "
+                    f"and one run is no evidence ({_spent[self.stopped]}).")
+        return (f"Report the supervised result: of {len(self.tried)} strategy{'s' * (len(self.tried) > 1)} none was "
+                f"told to be better on validation ({_spent[self.stopped]}). The best, {did}.")
 
     def _doubt(self) -> str:
         "What keeps the best from being sure."
         e = self.best.validation
         if not _told(e): return " Its runs do not tell this from 0 yet: repeat it with more seeds."
         p = holm([s.validation.p_t for s in self.tried])[0]
-        return "" if p <= 0.05 else f" Of {len(self.tried)} strategies one may look so good by luck (p after Holm {p:.2f}): repeat it with other seeds."
+        return ("" if p <= 0.05 else f" Of {len(self.tried)} strategies one may look so good by luck (p "
+                                     f"after Holm {p:.2f}): repeat it with other seeds.")
 
     @property
     def reading(self) -> str:
@@ -112,16 +129,23 @@ class Plan:
         return reading(next((s.validation for s in self.tried if s.strategy == quick), None))
 
     def frame(self): # pandas.DataFrame
-        "One row a step: phase, strategy, state, runs, gains on validation and test with intervals (F1 as shares), reason, error."
+        """One row a step: phase, strategy, state, runs, gains on validation and test with intervals (F1 as shares),
+        reason, error."""
         import pandas as pd
-        rows = [dict(phase=s.phase, strategy=s.strategy, state=s.state, runs=s.validation.interval.n if s.validation else 0, **_numbers("validation", s.validation), **_numbers("test", s.test), why=s.why, error=s.error) for s in self.steps]
-        names = ("phase", "strategy", "state", "runs", *(f"{a}_{b}" for a in ("validation", "test") for b in ("gain", "low", "high")), "why", "error")
+        rows = [
+            dict(phase=s.phase, strategy=s.strategy, state=s.state, runs=s.validation.interval.n if s.validation else 0,
+                 **_numbers("validation", s.validation), **_numbers("test", s.test), why=s.why, error=s.error)
+            for s in self.steps]
+        names = ("phase", "strategy", "state", "runs",
+                 *(f"{a}_{b}" for a in ("validation", "test") for b in ("gain", "low", "high")), "why", "error")
         return pd.DataFrame(rows, columns=list(names))
 
     def rows(self) -> list[tuple[str, ...]]:
         "The table that all displays show, its head first."
         head = ("phase", "strategy", "gain on validation", "on test", "runs", "")
-        return [head, *((str(s.phase), s.strategy, points(s.validation), points(s.test), str(s.validation.interval.n) if s.validation else "", _state(s)) for s in self.steps)]
+        return [head,
+                *((str(s.phase), s.strategy, points(s.validation), points(s.test),
+                   str(s.validation.interval.n) if s.validation else "", _state(s)) for s in self.steps)]
 
     def spent(self) -> str:
         "Runs and minutes, with what was allowed."
@@ -129,18 +153,22 @@ class Plan:
         return f"{_runs(self.runs)}{of(self.max_runs)}, {self.minutes:.1f}{of(self.max_minutes)} minutes"
 
     def left(self) -> list[str]:
-        "What deserves the next run: strategies of the plan that had no turn, then what else a finding names or has gained elsewhere."
+        """What deserves the next run: strategies of the plan that had no turn, then what else a finding names or has
+        gained elsewhere."""
         next_ = self.advice.next if self.advice else None
         return [*self.pending, *(a.remedy.call for a in [next_] if a and a.name not in self.pending)]
 
     def __str__(self):
-        lines = [f"Plan: {self.goal:+g} F1 over the supervised runs{self._baseline()}", *text_table(self.rows()).splitlines() * bool(self.steps), fill(self.conclusion, 116), fill(f"Quick test: {self.reading}", 116)]
+        lines = [f"Plan: {self.goal:+g} F1 over the supervised runs{self._baseline()}",
+                 *text_table(self.rows()).splitlines() * bool(self.steps), fill(self.conclusion, 116),
+                 fill(f"Quick test: {self.reading}", 116)]
         if self.left(): lines.append(f"Left, in this order: {', '.join(self.left())}")
         return "\n".join([*lines, f"Spent: {self.spent()}"])
 
     def _baseline(self) -> str:
         "F1 of the supervised runs."
-        return f" (F1 {', '.join(f'{100 * v:.1f} on {k}' for k, v in self.supervised.items())})" if self.supervised else ""
+        return (f" (F1 {', '.join(f'{100 * v:.1f} on {k}' for k, v in self.supervised.items())})" if self.supervised
+                else "")
 
     __repr__ = __str__
 
@@ -148,9 +176,12 @@ class Plan:
         head, *rows = self.rows()
         why = items(f"{s.strategy}: {s.why}" for s in self.steps)
         rest = [tag("p", f"Left, in this order: {', '.join(self.left())}")] if self.left() else []
-        return card(f"Plan: {self.goal:+g} F1", tag("p", tag("b", self.conclusion)), tag("p", self.reading), table(rows, head), fold("why in this order", why), *rest, about=self.spent())
+        return card(f"Plan: {self.goal:+g} F1", tag("p", tag("b", self.conclusion)), tag("p", self.reading),
+                    table(rows, head), fold("why in this order", why), *rest, about=self.spent())
 
-_spent = {"goal": "it ended at the goal", "runs": "the budget of runs was spent", "minutes": "the budget of time was spent", "phases": "every strategy of the plan had its turn", "ceiling": "the task is near its ceiling"}
+_spent = {
+    "goal": "it ended at the goal", "runs": "the budget of runs was spent", "minutes": "the budget of time was spent",
+    "phases": "every strategy of the plan had its turn", "ceiling": "the task is near its ceiling"}
 
 def _runs(n: int) -> str:
     "2 runs, 1 run."
@@ -163,11 +194,14 @@ def _told(e: Evidence) -> bool:
 def _numbers(where: str, e: Evidence | None) -> dict:
     "Mean and interval as columns."
     i = e.interval if e else None
-    return {f"{where}_{name}": getattr(i, attribute) if i else float("nan") for name, attribute in (("gain", "mean"), ("low", "low"), ("high", "high"))}
+    return {f"{where}_{name}": getattr(i, attribute) if i else float("nan")
+            for name, attribute in (("gain", "mean"), ("low", "low"), ("high", "high"))}
 
 def _state(s: Step) -> str:
     "How a step ended, in words."
-    return s.validation.verdict if s.validation else f"failed: {s.error}" if s.state == "failed" else "not finished: the same call goes on"
+    return (s.validation.verdict if s.validation
+            else f"failed: {s.error}" if s.state == "failed"
+            else "not finished: the same call goes on")
 
 # %% ../../nbs/experiments/04a_plan.ipynb #f769ea9e
 def markdown(
@@ -178,19 +212,26 @@ def markdown(
     line = lambda row: f"| {' | '.join(map(cell, row))} |"
     head, *rows = plan.rows()
     why = [f"- {s.strategy} (phase {s.phase}): {s.why}" for s in plan.steps]
-    left = ["", "## What is left", "", *(f"{k}. {name}" for k, name in enumerate(plan.left(), 1))] if plan.left() else []
-    return "\n".join(["# Plan", "", plan.conclusion, "", f"Quick test: {plan.reading}", "", f"Goal: {plan.goal:+g} F1 over the supervised runs{plan._baseline()}. Spent: {plan.spent()}.", "",
-                      "## What was tried", "", line(head), line(["---"] * len(head)), *map(line, rows), "",
-                      "Gains are paired: the strategy minus the supervised run of the same labels and seed, in points of F1 with the 95 % interval. What was done next was decided on validation; the test set, scored once by each run, decided nothing.",
-                      "", "## Why in this order", "", *why, *left, ""])
+    left = (
+        ["", "## What is left", "", *(f"{k}. {name}" for k, name in enumerate(plan.left(), 1))] if plan.left() else [])
+    return "\n".join(
+        ["# Plan", "", plan.conclusion, "", f"Quick test: {plan.reading}", "",
+         f"Goal: {plan.goal:+g} F1 over the supervised runs{plan._baseline()}. Spent: {plan.spent()}.", "",
+         "## What was tried", "", line(head), line(["---"] * len(head)), *map(line, rows), "",
+         ("Gains are paired: the strategy minus the supervised run of the same labels and "
+          "seed, in points of F1 with the 95 % interval. What was done next was decided on "
+          "validation; the test set, scored once by each run, decided nothing."),
+         "", "## Why in this order", "", *why, *left, ""])
 
 def as_json(
     plan: Plan,
 ) -> dict:
     "The plan as plain JSON."
     known = lambda row: {k: None if v != v else v for k, v in row.items()}
-    return dict(goal=plan.goal, stopped=plan.stopped, use=plan.use, conclusion=plan.conclusion, reading=plan.reading, runs=plan.runs, minutes=round(plan.minutes, 2), max_runs=plan.max_runs, max_minutes=plan.max_minutes,
-                supervised=plan.supervised, left=plan.left(), steps=[known(row) for row in plan.frame().to_dict("records")])
+    return dict(
+        goal=plan.goal, stopped=plan.stopped, use=plan.use, conclusion=plan.conclusion, reading=plan.reading,
+        runs=plan.runs, minutes=round(plan.minutes, 2), max_runs=plan.max_runs, max_minutes=plan.max_minutes,
+        supervised=plan.supervised, left=plan.left(), steps=[known(row) for row in plan.frame().to_dict("records")])
 
 def write_plan(
     plan: Plan,

@@ -33,13 +33,16 @@ def _device(run: Run, name: str) -> str:
 def _surroundings(run: Run, device: str) -> list[str]:
     "Versions and hardware that are others now; what was not written down then is passed over."
     then, now = run.environment, environment(device, **hardware(device))
-    return [f"{_words.get(name, name)}: {then[name]} then, {now[name]} now" for name in now if name in then and then[name] != now[name]]
+    return [f"{_words.get(name, name)}: {then[name]} then, {now[name]} now"
+            for name in now if name in then and then[name] != now[name]]
 
 def _reading(run: Run, data: Data) -> list[str]:
     "What the data set is called, and what was said when it was opened."
     then, now = run.config, dict(data=data.name, classes=list(data.classes))
-    said = [f"{word}: {then[name]} then, {now[name]} now" for name, word in (("data", "name of the data set"), ("classes", "classes")) if then[name] != now[name]]
-    notes = [("then and not now", n) for n in then["read"] if n not in data.notes] + [("now and not then", n) for n in data.notes if n not in then["read"]]
+    said = [f"{word}: {then[name]} then, {now[name]} now"
+            for name, word in (("data", "name of the data set"), ("classes", "classes")) if then[name] != now[name]]
+    notes = [("then and not now", n) for n in then["read"] if n not in data.notes] + [
+        ("now and not then", n) for n in data.notes if n not in then["read"]]
     return said + [f"said of the data {when}: {note}" for when, note in notes]
 
 def _images(run: Run, data: Data) -> list[str]:
@@ -47,18 +50,24 @@ def _images(run: Run, data: Data) -> list[str]:
     labeled = [id for id in run.split["labeled"] if id in data.train.ids]
     then, now = run.config.get("fingerprint"), fingerprints(data, labeled)
     if then is None: return ["pixels: cannot be compared, since this run was begun before fingerprints were written"]
-    said = [f"{name} images: there {'then' if name in then else 'now'}, but not {'now' if name in then else 'then'}" for name in sorted({*then} ^ {*now})]
+    said = [f"{name} images: there {'then' if name in then else 'now'}, but not {'now' if name in then else 'then'}"
+            for name in sorted({*then} ^ {*now})]
     kept = len(labeled) == len(run.split["labeled"])
-    return said + [f"{name}: {_what_changed[name]}" for name in now if name in then and then[name] != now[name] and (name != "labeled" or kept)]
+    return said + [f"{name}: {_what_changed[name]}"
+                   for name in now if name in then and then[name] != now[name] and (name != "labeled" or kept)]
 
-_what_changed = {n: f"names, sizes or pixels of the images{m} are not those of then" for n, m in dict(train="", unlabeled="", val=" or their masks", test=" or their masks").items()}
+_what_changed = {
+    n: f"names, sizes or pixels of the images{m} are not those of then"
+    for n, m in dict(train="", unlabeled="", val=" or their masks", test=" or their masks").items()}
 _what_changed["labeled"] = "names, pixels or masks of the labeled images are not those of then"
 
 def _missing(run: Run, data: Data) -> list[str]:
     "Images that the run used and that are gone."
     there = dict(labeled=data.train.ids, val=data.val.ids, test=data.test.ids)
     gone = {name: [id for id in run.split[name] if id not in set(ids)] for name, ids in there.items()}
-    return [f"{name}: {len(ids)} of {len(run.split[name])} images are not there: {', '.join(ids[:3])}{', …' * (len(ids) > 3)}" for name, ids in gone.items() if ids]
+    return [f"{name}: {len(ids)} of {len(run.split[name])} images are not "
+            f"there: {', '.join(ids[:3])}{', …' * (len(ids) > 3)}"
+            for name, ids in gone.items() if ids]
 
 def differences(
     run: Run | str | Path,
@@ -73,7 +82,8 @@ def differences(
 def _fields(where: str, then: dict, now: dict) -> list[str]:
     "Numbers that are others now, of those that both know."
     changed = [n for n in then if n in now and n != "seconds" and repr(then[n]) != repr(now[n])]
-    return [f"{where}: {', '.join(f'{n} {_short(then[n])} then and {_short(now[n])} now' for n in changed[:3])}" + f", and {len(changed) - 3} more" * (len(changed) > 3)] if changed else []
+    return [f"{where}: {', '.join(f'{n} {_short(then[n])} then and {_short(now[n])} now' for n in changed[:3])}"
+            + f", and {len(changed) - 3} more" * (len(changed) > 3)] if changed else []
 
 def _short(value) -> str:
     "A value for a sentence, cut where it is long; numbers have all their digits."
@@ -83,17 +93,21 @@ def _weights(where: str, then: Path, now: Path) -> list[str]:
     "Whether two files hold the same weights; one that is gone is passed over."
     if not (then.exists() and now.exists()): return []
     a, b = load_tensors(then)[0], load_tensors(now)[0]
-    return [] if a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) else [f"{where}: the weights are others"]
+    return [] if a.keys() == b.keys() and all(
+        torch.equal(a[n], b[n]) for n in a) else [f"{where}: the weights are others"]
 
 def changed_outcome(
     then: Run,
     now: Run,
 ) -> list[str]: # one sentence each; nothing where all is the same, bit for bit
-    "What came out differently: rounds, weights, the score on the test set. Where one of the two is not finished, as far as both went."
+    """What came out differently: rounds, weights, the score on the test set.
+
+    Where one of the two is not finished, as far as both went."""
     lines = [read_jsonl(r.folder / "rounds.jsonl") for r in (then, now)]
     said = []
     for a, b in zip(*lines):
-        said += _fields(f"round {a['round']}", a, b) + _weights(f"round {a['round']}", then.folder / a["checkpoint"], now.folder / b["checkpoint"])
+        said += _fields(f"round {a['round']}", a, b) + _weights(
+            f"round {a['round']}", then.folder / a["checkpoint"], now.folder / b["checkpoint"])
     return said + _fields("test set", then.result or {}, now.result or {})
 
 # %% ../../nbs/experiments/04_repeat.ipynb #2c2a37a6
@@ -109,7 +123,8 @@ def _verdict(then: Run, now: Run, said: Sequence[str]) -> str:
     "The last line."
     n, of = len(then.records()), len(now.records())
     weighed = ", the weights" if any((then.folder / r.checkpoint).exists() for r in then.records()) else ""
-    compared = f"{n} of {of} rounds{weighed} (the run was not finished then)" if not then.result else f"{n} rounds{weighed} and the score on the test set"
+    compared = (f"{n} of {of} rounds{weighed} (the run was not finished then)" if not then.result
+                else f"{n} rounds{weighed} and the score on the test set")
     return f"the same, bit for bit: {compared}" if not said else f"not the same, of {compared}: " + "; ".join(said)
 
 def repeat(
@@ -120,10 +135,16 @@ def repeat(
     say: Callable = print, # told of each difference, each round, and whether the same came out
     source: dict | None = None, # how `data` was opened, plain JSON; None: as in the run
 ) -> Run:
-    "Train the run anew from what its folder says, on as many CPU threads. Raises `UserError` where images are gone, or `out` is the run's own folder."
+    """Train the run anew from what its folder says, on as many CPU threads.
+
+    Raises `UserError` where images are gone, or `out` is the run's own folder."""
     then, data = run if isinstance(run, Run) else open_run(run), with_test_set(data)
-    if Path(out).resolve() == then.folder.resolve(): raise UserError(f"{out}: is the folder of the run itself; expected another one for its repetition, so choose another output folder")
-    if gone := _missing(then, data): raise UserError(f"{then.folder} cannot be repeated on {data.name}: {'; '.join(gone)}; expected all images of its split.json, so open the data it was begun with")
+    if Path(out).resolve() == then.folder.resolve():
+        raise UserError(f"{out}: is the folder of the run itself; expected another one for "
+                        "its repetition, so choose another output folder")
+    if gone := _missing(then, data):
+        raise UserError(f"{then.folder} cannot be repeated on {data.name}: {'; '.join(gone)}; expected all "
+                        "images of its split.json, so open the data it was begun with")
     device = _device(then, device)
     with own_folder(out) as folder, _threads(then.environment.get("threads") if device == "cpu" else None):
         for line in differences(then, data, device): say(f"not as it was then: {line}")

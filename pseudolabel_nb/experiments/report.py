@@ -55,7 +55,8 @@ def show_table(
     body = table.reset_index() if any(table.index.names) else table
     body = body.loc[:, [any(map(_cell, body[name])) for name in body.columns]]
     heads = "".join(f"<th>{escape(fill(str(name), 14, break_long_words=False))}</th>" for name in body.columns)
-    rows = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in body.itertuples(index=False, name=None))
+    rows = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>"
+                   for row in body.itertuples(index=False, name=None))
     whole = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     display(HTML(f"<details><summary>{escape(folded)}</summary>{whole}</details>" if folded else whole))
 
@@ -93,7 +94,8 @@ def show_figures(
 # %% ../../nbs/experiments/03_report.ipynb #dfc977d0
 def _gain_row(ax, y: int, gains: np.ndarray) -> None: # in points
     "Seeds, mean and interval of one strategy."
-    ax.plot(gains, np.full(len(gains), y), "o", color="#0072B2", alpha=0.6, markersize=6, markeredgecolor="white", markeredgewidth=0.7)
+    ax.plot(gains, np.full(len(gains), y), "o", color="#0072B2", alpha=0.6, markersize=6, markeredgecolor="white",
+            markeredgewidth=0.7)
     if len(gains) == 1: return
     i = paired_interval(gains)
     ax.plot([i.low, i.high], [y, y], color="black", lw=1.5, solid_capstyle="butt")
@@ -114,13 +116,18 @@ def plot_paired(
     "Gains over the baseline of the same seed, a panel a condition. Raises `UserError` where there is no pair."
     import matplotlib.pyplot as plt
     methods = pairs[pairs["run"] != pairs["baseline"]]
-    if not len(methods): raise UserError("no run has a baseline to be compared with; expected one of the same seed, images and settings, so let both be scored")
-    panels = [(condition, {name: g.to_numpy() for name, g in its.groupby("strategy")["gain"]}) for condition, its in methods.groupby("condition", sort=False)]
+    if not len(methods):
+        raise UserError("no run has a baseline to be compared with; expected one of the "
+                        "same seed, images and settings, so let both be scored")
+    panels = [(condition, {name: g.to_numpy() for name, g in its.groupby("strategy")["gain"]})
+              for condition, its in methods.groupby("condition", sort=False)]
     heights = [len(gains) + 0.6 for _, gains in panels]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(7, 0.7 + sum(0.35 * h + 0.4 for h in heights)), height_ratios=heights, sharex=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(panels), 1, figsize=(7, 0.7 + sum(0.35 * h + 0.4 for h in heights)),
+                                height_ratios=heights, sharex=True, squeeze=False, layout="constrained")
     for ax, panel in zip(axes[:, 0], panels): _gain_panel(ax, *panel)
     low, high = min(0, 100 * methods["gain"].min()), max(0, 100 * methods["gain"].max())
-    ax.set(xlim=(low - 0.3 * (high - low) - 0.1, high + 0.3 * (high - low) + 0.1), xlabel=f"gain over the {pairs.attrs['baseline']} run of the same seed (points of F1)")
+    ax.set(xlim=(low - 0.3 * (high - low) - 0.1, high + 0.3 * (high - low) + 0.1),
+           xlabel=f"gain over the {pairs.attrs['baseline']} run of the same seed (points of F1)")
     return figure
 
 # %% ../../nbs/experiments/03_report.ipynb #0220cf01
@@ -142,8 +149,10 @@ def _image_rows(
     baseline: str,
 ): # pandas.DataFrame
     "The table as it is read: hits, inventions and misses as baseline → strategy."
-    pixels = {said: table[f"{n}_a"].astype(str) + " → " + table[f"{n}_b"].astype(str) for said, n in (("hits (tp)", "tp"), ("inventions (fp)", "fp"), ("misses (fn)", "fn"))}
-    return table[["f1_baseline", "f1", "difference", "better"]].round(3).set_axis([f"F1 {baseline}", f"F1 {name}", "difference", "seeds better"], axis=1).assign(**pixels)
+    pixels = {said: table[f"{n}_a"].astype(str) + " → " + table[f"{n}_b"].astype(str)
+              for said, n in (("hits (tp)", "tp"), ("inventions (fp)", "fp"), ("misses (fn)", "fn"))}
+    return table[["f1_baseline", "f1", "difference", "better"]].round(3).set_axis(
+        [f"F1 {baseline}", f"F1 {name}", "difference", "seeds better"], axis=1).assign(**pixels)
 
 def show_images(
     comparison: Comparison,
@@ -173,12 +182,14 @@ _needed = "ipykernel", "nbclient", "nbconvert", "nbformat"
 def _check_installed() -> None:
     "`UserError` naming what a report needs and is not there."
     if missing := [name for name in _needed if not find_spec(name)]:
-        raise UserError(f"a report needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; expected the extra `report`, so: pip install 'pseudolabel_nb[report]'")
+        raise UserError(f"a report needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+                        "installed; expected the extra `report`, so: pip install 'pseudolabel_nb[report]'")
 
 def _report_notebook(folder: str): # nbformat.NotebookNode
     "The packaged notebook, its first code cell saying which folder."
     import nbformat
-    notebook = nbformat.reads((files("pseudolabel_nb.experiments") / "report_template.ipynb").read_text(encoding="utf-8"), as_version=4)
+    notebook = nbformat.reads(
+        (files("pseudolabel_nb.experiments") / "report_template.ipynb").read_text(encoding="utf-8"), as_version=4)
     next(c for c in notebook.cells if c.cell_type == "code").source = f"folder = {folder!r} # with runs at or below it"
     return notebook
 
@@ -190,15 +201,20 @@ def _kernel_here(): # jupyter_client.AsyncKernelManager
         "Knows one kernel: this very Python."
         def get_kernel_spec(self, kernel_name):
             "How to start it, whatever it is called."
-            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"], display_name="Python 3", language="python")
+            return KernelSpec(
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
+                display_name="Python 3", language="python")
     return AsyncKernelManager(kernel_spec_manager=Here())
 
 def _execute(notebook, where: Path) -> None: # fills in the outputs
     "Run all cells, in the folder `where`; Ctrl-C ends the kernel, too."
     from nbclient import NotebookClient
     kernel = _kernel_here()
-    with progress(total=sum(c.cell_type == "code" for c in notebook.cells), desc="report") as bar, ThreadPoolExecutor(1) as aside: # in the main thread nbclient would take Ctrl-C for itself
-        client = NotebookClient(notebook, km=kernel, timeout=None, resources=dict(metadata=dict(path=str(where))), on_cell_executed=lambda **_: bar.update())
+    # in the main thread nbclient would take Ctrl-C for itself
+    with progress(total=sum(c.cell_type == "code" for c in notebook.cells),
+                  desc="report") as bar, ThreadPoolExecutor(1) as aside:
+        client = NotebookClient(notebook, km=kernel, timeout=None, resources=dict(metadata=dict(path=str(where))),
+                                on_cell_executed=lambda **_: bar.update())
         done = aside.submit(client.execute, cleanup_kc=True)
         try: done.result()
         except KeyboardInterrupt:
@@ -207,21 +223,33 @@ def _execute(notebook, where: Path) -> None: # fills in the outputs
 
 # %% ../../nbs/experiments/03_report.ipynb #c834ee7e
 _page = Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>$title</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>$title</title>
 <style>
-:root { color-scheme: light dark; --text: #1d2329; --faint: #57606a; --line: #d0d7de; --ground: #ffffff; --raised: #f3f5f7; --link: #0b5cad; }
-@media (prefers-color-scheme: dark) { :root { --text: #e3e8ee; --faint: #9aa7b4; --line: #3b444e; --ground: #14181d; --raised: #1e242b; --link: #79b8ff; } }
-body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 76rem; color: var(--text); background: var(--ground); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
-h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .5em; } h1 { margin-top: .5em; } h2 { border-top: 1px solid var(--line); padding-top: .8em; }
+:root { color-scheme: light dark; --text: #1d2329; --faint: #57606a; --line: #d0d7de; --ground: #ffffff;
+  --raised: #f3f5f7; --link: #0b5cad; }
+@media (prefers-color-scheme: dark) { :root { --text: #e3e8ee; --faint: #9aa7b4; --line: #3b444e; --ground: #14181d;
+  --raised: #1e242b; --link: #79b8ff; } }
+body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 76rem; color: var(--text); background: var(--ground);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .5em; } h1 { margin-top: .5em; }
+h2 { border-top: 1px solid var(--line); padding-top: .8em; }
 a { color: var(--link); } .anchor-link { display: none; } blockquote { margin: 0; color: var(--faint); }
-nav a { display: inline-block; margin-right: 1.2em; } footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8em; color: var(--faint); font-size: .9rem; }
+nav a { display: inline-block; margin-right: 1.2em; }
+footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8em; color: var(--faint);
+  font-size: .9rem; }
 p, li, blockquote { max-width: 50rem; } .output_subarea { overflow-x: auto; margin: .6em 0; }
-.output { display: flex; flex-wrap: wrap; column-gap: 1.5rem; align-items: start; } .output_area { min-width: 0; max-width: 100%; } .output_area:has(ul, pre) { flex-basis: 100%; }
+.output { display: flex; flex-wrap: wrap; column-gap: 1.5rem; align-items: start; }
+.output_area { min-width: 0; max-width: 100%; } .output_area:has(ul, pre) { flex-basis: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3em 1.2em .3em 0; border-bottom: 1px solid var(--line); white-space: pre; }
+th, td { text-align: left; vertical-align: top; padding: .3em 1.2em .3em 0; border-bottom: 1px solid var(--line);
+  white-space: pre; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); color: var(--faint); font-weight: 600; }
-img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; } @media (prefers-color-scheme: dark) { img { padding: 6px; box-sizing: border-box; } }
-pre, code { font: .9rem/1.5 ui-monospace, monospace; } pre { white-space: pre-wrap; } .highlight { background: var(--raised); padding: .1em .8em; border-radius: 6px; overflow-x: auto; }
+img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
+@media (prefers-color-scheme: dark) { img { padding: 6px; box-sizing: border-box; } }
+pre, code { font: .9rem/1.5 ui-monospace, monospace; } pre { white-space: pre-wrap; }
+.highlight { background: var(--raised); padding: .1em .8em; border-radius: 6px; overflow-x: auto; }
 details { margin: .6em 0; } summary { cursor: pointer; color: var(--link); } ul { padding-left: 1.2em; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } img, tr { break-inside: avoid; } }
 </style></head>
@@ -238,21 +266,26 @@ def _contents(body: str) -> str:
 def _html(notebook, title: str) -> str:
     "The notebook as one file without its code."
     from nbconvert import HTMLExporter
-    body = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True).from_notebook_node(notebook)[0]
+    body = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_output_prompt=True).from_notebook_node(notebook)[0]
     head, mark, rest = body.partition("<h2 ")
     head = re.sub(r"(?<=<h1 id=\"Report\">)Report", lambda _: escape(title), head)
-    footer = f"{datetime.now():%Y-%m-%d %H:%M} · pseudolabel_nb {environment('')['pseudolabel_nb']} · report.ipynb, beside this page, holds the code of every number."
+    footer = (f"{datetime.now():%Y-%m-%d %H:%M} · pseudolabel_nb {environment('')['pseudolabel_nb']} · "
+              "report.ipynb, beside this page, holds the code of every number.")
     return _page.substitute(title=escape(title), body=head + _contents(body) + mark + rest, footer=footer)
 
 def write_report(
     folder: str | Path, # a run, or a folder with runs below it
     out: str | Path | None = None, # the folder for report.html and report.ipynb; None: `folder`
 ) -> Path: # of report.html
-    "Run the packaged notebook over all runs and write the page and the notebook. Raises `UserError` where there is no run or the extra `report` is not installed."
+    """Run the packaged notebook over all runs and write the page and the notebook.
+
+    Raises `UserError` where there is no run or the extra `report` is not installed."""
     _check_installed()
     compare_below(folder)
     out = Path(folder if out is None else out)
-    if out.is_file(): raise UserError(f"{out}: is a file; expected a folder for report.html and report.ipynb, so name one")
+    if out.is_file():
+        raise UserError(f"{out}: is a file; expected a folder for report.html and report.ipynb, so name one")
     out.mkdir(parents=True, exist_ok=True)
     import nbformat
     notebook = _report_notebook(Path(os.path.relpath(folder, out)).as_posix())

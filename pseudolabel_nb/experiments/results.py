@@ -36,10 +36,15 @@ def result_row(
     run: Run, # finished
     supervised: Run, # finished, with the same labels and seed
 ) -> dict:
-    "The run's line in results.csv. `n_pseudo` and `particle_ratio_pseudo` are of the last round, `particle_ratio_real` is of the labeled images (or the prior that was given in its place), `seconds` of all its training and predicting."
+    """The run's line in results.csv.
+
+    `n_pseudo` and `particle_ratio_pseudo` are of the last round, `particle_ratio_real` is of the labeled images (or the
+    prior that was given in its place), `seconds` of all its training and predicting."""
     config, r, base = run.config, run.result, supervised.result
-    return dict(zip(columns, (config["strategy"]["name"], config["labeled_ratio"], config["seed"], r["n_labeled"], r["n_pseudo"], r["ratio_labeled"], r["ratio_pseudo"],
-                              r["precision"], r["recall"], r["f1"], base["f1"], r["f1"] - base["f1"], r["best_round"], r["seconds"])))
+    return dict(zip(columns,
+                    (config["strategy"]["name"], config["labeled_ratio"], config["seed"], r["n_labeled"], r["n_pseudo"],
+                     r["ratio_labeled"], r["ratio_pseudo"], r["precision"], r["recall"], r["f1"], base["f1"],
+                     r["f1"] - base["f1"], r["best_round"], r["seconds"])))
 
 def _pairs(out: str | Path) -> list[tuple[Run, Run]]:
     "Each finished run with the supervised run of the same labels and seed."
@@ -54,11 +59,13 @@ def read_results(
     "All finished runs below `out` whose supervised run is finished too."
     import pandas as pd
     rows = [result_row(*pair) for pair in _pairs(out)]
-    return pd.DataFrame(rows, columns=list(columns)).sort_values(["labeled_ratio", "strategy", "seed"], ignore_index=True)
+    return pd.DataFrame(rows, columns=list(columns)).sort_values(
+        ["labeled_ratio", "strategy", "seed"], ignore_index=True)
 
 # %% ../../nbs/experiments/00_results.ipynb #abe7115a
-summary_columns = ("strategy", "labeled_ratio", "n_seeds", "f1_mean", "f1_sd", "f1_supervised_mean", "gain_mean", "gain_sd", "gain_low", "gain_high", "image_low", "image_high", "gain_over_noise",
-                   "positives", "p_sign_flip", "p_t", "p_holm", "seeds_needed", "f1_all_foreground", "evidence")
+summary_columns = ("strategy", "labeled_ratio", "n_seeds", "f1_mean", "f1_sd", "f1_supervised_mean", "gain_mean",
+                   "gain_sd", "gain_low", "gain_high", "image_low", "image_high", "gain_over_noise", "positives",
+                   "p_sign_flip", "p_t", "p_holm", "seeds_needed", "f1_all_foreground", "evidence")
 
 def _gain_columns(
     group, # pandas.DataFrame, the runs of one strategy and ratio
@@ -66,7 +73,8 @@ def _gain_columns(
     "What the gains of a strategy say; p-values only where there are two seeds or more."
     e, size = weigh(group["gain"]), effect(group["gain"], group["f1_supervised"])
     i = e.interval
-    row = dict(gain_mean=i.mean, gain_sd=i.sd, gain_low=i.low, gain_high=i.high, gain_over_noise=size.ratio, positives=e.signs.positive, evidence=e.verdict)
+    row = dict(gain_mean=i.mean, gain_sd=i.sd, gain_low=i.low, gain_high=i.high, gain_over_noise=size.ratio,
+               positives=e.signs.positive, evidence=e.verdict)
     return row if i.n == 1 else row | dict(p_sign_flip=e.p_sign_flip, p_t=e.p_t, seeds_needed=e.seeds_needed)
 
 def _correct(rows: list[dict]) -> None:
@@ -80,14 +88,19 @@ def _correct(rows: list[dict]) -> None:
 def summarize(
     results, # pandas.DataFrame of `read_results`
     all_foreground: float | None = None, # F1 of calling every pixel foreground, shown beside the others
-    over_images: dict[tuple[str, float], tuple[float, float]] | None = None, # (strategy, ratio) -> interval of the mean gain over test images
+    # (strategy, ratio) -> interval of the mean gain over test images
+    over_images: dict[tuple[str, float], tuple[float, float]] | None = None,
 ):  # pandas.DataFrame, one row a strategy and ratio
-    "Mean, sd and 95 % interval of the paired gain, sign counts, p-values (Holm's over the whole table) and the seeds that are missing."
+    """Mean, sd and 95 % interval of the paired gain, sign counts, p-values (Holm's over the whole table) and the seeds
+    that are missing."""
     import pandas as pd
-    rows = [dict(strategy=strategy, labeled_ratio=ratio, n_seeds=len(group), f1_mean=group["f1"].mean(), f1_sd=group["f1"].std(), f1_supervised_mean=group["f1_supervised"].mean(),
-                 f1_all_foreground=all_foreground, **dict(zip(("image_low", "image_high"), (over_images or {}).get((strategy, ratio), ()))),
-                 **(dict(evidence="the baseline") if strategy == "supervised" else _gain_columns(group)))
-            for (ratio, strategy), group in results.groupby(["labeled_ratio", "strategy"])]
+    rows = [
+        dict(
+            strategy=strategy, labeled_ratio=ratio, n_seeds=len(group), f1_mean=group["f1"].mean(),
+            f1_sd=group["f1"].std(), f1_supervised_mean=group["f1_supervised"].mean(), f1_all_foreground=all_foreground,
+            **dict(zip(("image_low", "image_high"), (over_images or {}).get((strategy, ratio), ()))),
+            **(dict(evidence="the baseline") if strategy == "supervised" else _gain_columns(group)))
+        for (ratio, strategy), group in results.groupby(["labeled_ratio", "strategy"])]
     _correct(rows)
     rows.sort(key=lambda r: (r["labeled_ratio"], r["strategy"] != "supervised", r["strategy"]))
     return pd.DataFrame(rows, columns=list(summary_columns)).astype(dict(positives="Int64", seeds_needed="Int64"))
@@ -96,17 +109,22 @@ def summarize(
 def gains_over_images(
     out: str | Path, # of `sweep`
 ) -> dict[tuple[str, float], tuple[float, float]]: # (strategy, ratio) -> low, high
-    "95 % bootstrap interval of each mean gain over groups of test images; a strategy whose runs kept no counts, or one group alone, has none."
+    """95 % bootstrap interval of each mean gain over groups of test images; a strategy whose runs kept no counts, or
+    one group alone, has none."""
     kept = defaultdict(list)
     for run, base in _pairs(out):
-        if run.folder != base.folder and all((r.folder / "test_counts.json").exists() for r in (run, base)): kept[run.config["strategy"]["name"], run.config["labeled_ratio"]].append((base, run))
+        if run.folder != base.folder and all((r.folder / "test_counts.json").exists() for r in (run, base)):
+            kept[run.config["strategy"]["name"], run.config["labeled_ratio"]].append((base, run))
     intervals = {key: _over_images(pairs) for key, pairs in kept.items()}
     return {key: i for key, i in intervals.items() if i}
 
 def _over_images(pairs: list[tuple[Run, Run]]) -> tuple[float, float] | None: # of baseline and run, seed by seed
     "The interval, where all were scored on the same images, of more than one group."
     groups = image_groups(pairs[0][1])
-    if any(r.split["test"] != pairs[0][1].split["test"] for pair in pairs for r in pair) or (groups and len({*groups}) == 1): return None
+    if any(r.split["test"] != pairs[0][1].split["test"] for pair in pairs for r in pair) or (
+        groups and len({*groups}) == 1
+    ):
+        return None
     a, b = (np.stack([image_counts(pair[k]).to_numpy() for pair in pairs]) for k in (0, 1))
     gain = bootstrap_gain(a, b, groups, n=1000)
     return gain.low, gain.high
@@ -141,9 +159,11 @@ def _cells(
     r = {k: v for k, v in row.items() if not pd.isna(v)}
     seeds = f"{r['positives']:.0f} of {r['n_seeds']} up" if "positives" in r else str(r["n_seeds"])
     interval = f"[{_percent(r['gain_low'], True)}, {_percent(r['gain_high'], True)}]" if "gain_low" in r else ""
-    more = f" (+{seeds_text(int(r['seeds_needed']))})" if "seeds_needed" in r and r["evidence"] == "not told from 0" else ""
-    return (f"{r['labeled_ratio']:.0%}", r["strategy"], seeds, _percent(r["f1_mean"]), _percent(r.get("gain_mean"), True), interval,
-            p_text(r["p_holm"]) if "p_holm" in r else "", r["evidence"] + more)
+    more = (f" (+{seeds_text(int(r['seeds_needed']))})" if "seeds_needed" in r and r["evidence"] == "not told from 0"
+            else "")
+    return (
+        f"{r['labeled_ratio']:.0%}", r["strategy"], seeds, _percent(r["f1_mean"]), _percent(r.get("gain_mean"), True),
+        interval, p_text(r["p_holm"]) if "p_holm" in r else "", r["evidence"] + more)
 
 def write_tables(
     out: str | Path, # of `sweep`
@@ -151,9 +171,12 @@ def write_tables(
 ) -> str: # the text of the table
     "Write results.csv and summary.csv from the finished runs below `out`."
     results = read_results(out)
-    if results.empty: raise UserError(f"{out}: no finished run with its supervised run below it; expected some, so let pseudolabel-train run first")
+    if results.empty:
+        raise UserError(f"{out}: no finished run with its supervised run below it; "
+                        "expected some, so let pseudolabel-train run first")
     first = next(iter(sorted(Path(out).glob("runs/*/result.json"))))
-    summary = summarize(results, Run(first.parent).result["f1_all_foreground"], gains_over_images(out) if images else None)
+    summary = summarize(
+        results, Run(first.parent).result["f1_all_foreground"], gains_over_images(out) if images else None)
     write_text(Path(out) / "results.csv", results.to_csv(index=False))
     write_text(Path(out) / "summary.csv", summary.to_csv(index=False))
     return table_text(summary)
@@ -165,14 +188,19 @@ def plot_gains(
     "Paired gains of every strategy: a point a seed, the mean with its 95 % interval, one panel row a label ratio."
     import matplotlib.pyplot as plt
     import seaborn as sns
-    methods = results[results["strategy"] != "supervised"].assign(gain=lambda d: 100 * d["gain"], labels=lambda d: d["labeled_ratio"].map("{:.0%} labels".format))
+    methods = results[results["strategy"] != "supervised"].assign(
+        gain=lambda d: 100 * d["gain"], labels=lambda d: d["labeled_ratio"].map("{:.0%} labels".format))
     _, ax = plt.subplots(figsize=(6, 1 + 0.4 * methods.groupby(["strategy", "labels"]).ngroups), dpi=80)
-    shared = dict(x="gain", y="strategy", hue="labels", order=methods["strategy"].unique(), hue_order=methods["labels"].unique(), palette="colorblind", ax=ax)
+    shared = dict(x="gain", y="strategy", hue="labels", order=methods["strategy"].unique(),
+                  hue_order=methods["labels"].unique(), palette="colorblind", ax=ax)
     several = len(shared["hue_order"]) > 1
-    sns.stripplot(methods, **shared, dodge=True, jitter=False, alpha=0.7, edgecolor="white", linewidth=0.7, zorder=4) # jitter is random
+    # jitter is random
+    sns.stripplot(methods, **shared, dodge=True, jitter=False, alpha=0.7, edgecolor="white", linewidth=0.7, zorder=4)
     interval = lambda g: (lambda i: (i.low, i.high))(paired_interval(g))
     repeated = methods[methods.groupby(["strategy", "labels"])["gain"].transform("size") > 1]
-    if len(repeated): sns.pointplot(repeated, **shared, dodge=0.4 if several else False, errorbar=interval, linestyle="none", marker="D", markersize=6, capsize=0.1, err_kws=dict(linewidth=1.5), legend=False)
+    if len(repeated):
+        sns.pointplot(repeated, **shared, dodge=0.4 if several else False, errorbar=interval, linestyle="none",
+                      marker="D", markersize=6, capsize=0.1, err_kws=dict(linewidth=1.5), legend=False)
     ax.axvline(0, color="0.5", lw=1)
     ax.set(xlabel="gain over the supervised run of the same seed (points of F1)", ylabel="")
     if not several: # a title does not hide a point, and says the same as a legend of one line

@@ -34,7 +34,8 @@ def save_cached(
     run: Run, # its first round after the teacher is done
     cache_dir: Path, # of all runs with this first teacher
 ) -> bool: # was there something to lend?
-    "Keep what the run's first teacher has predicted for others; not that of an ensemble, nor where the student has labeled anew since."
+    """Keep what the run's first teacher has predicted for others; not that of an ensemble, nor where the student has
+    labeled anew since."""
     store, first = run.folder / "predictions" / "round-1", run.records()[0]
     if not (store / "meta.json").exists() or read_json(store / "meta.json")["teacher"] != first.checkpoint: return False
     kept = _kept(run, cache_dir)

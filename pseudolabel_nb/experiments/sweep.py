@@ -40,18 +40,21 @@ class _Here(Executor):
 
 def _start(config: dict) -> str:
     "Names the first training of a run within its sweep."
-    return json.dumps(first_training(defaultdict(str, {k: config[k] for k in ("labeled_ratio", "seed", "strategy", "settings")})))
+    return json.dumps(
+        first_training(defaultdict(str, {k: config[k] for k in ("labeled_ratio", "seed", "strategy", "settings")})))
 
 class _Course:
     "The course of a sweep: what waits, what is worked on, what is over."
     tick = 0.5 # s between two looks at the runs that workers work on
 
-    def __init__(self, common: Common, out: Path, jobs: list[Job], settings: Settings, executor: Executor | None, say: Callable):
+    def __init__(self, common: Common, out: Path, jobs: list[Job], settings: Settings, executor: Executor | None,
+                 say: Callable):
         self.common, self.out, self.settings, self.executor, self.say = common, out, settings, executor, say
         self.waiting, self.running, self.over, self.failed, self.text = list(jobs), {}, set(), {}, ""
         self.tuning = {j.folder: j for j in jobs if not j.scored}
         self.rates, self.heard = {}, {} # ratio -> learning rate; folder -> rounds that were spoken of
-        self.first = {_start(r.config): r.folder for r in _with_teacher(out)} # first training -> the run that has done it or is about to
+        # first training -> the run that has done it or is about to
+        self.first = {_start(r.config): r.folder for r in _with_teacher(out)}
         self.left = _steps_left(jobs) # folder -> steps
         self.bar = progress(total=sum(self.left.values()), desc=self._status(), unit="step", smoothing=0)
 
@@ -80,19 +83,23 @@ class _Course:
             if not self.over.issuperset(f for f, j in self.tuning.items() if j.ratio == job.ratio): return None
             if job.ratio not in self.rates: self.rates[job.ratio] = self._best_rate(job.ratio)
             job = replace(job, settings=replace(job.settings, learning_rate=self.rates[job.ratio]))
-        donor = self.first.setdefault(_start(dict(vars(job), labeled_ratio=job.ratio, settings=to_dict(job.settings))), job.folder)
+        donor = self.first.setdefault(
+            _start(dict(vars(job), labeled_ratio=job.ratio, settings=to_dict(job.settings))), job.folder)
         if donor == job.folder: return job
         return replace(job, donor=donor) if donor in self.over or Run(donor).records() else None
 
     def _best_rate(self, ratio: float) -> float:
         "The learning rate that is best for the baseline."
         jobs = [j for j in self.tuning.values() if j.ratio == ratio]
-        return best_rate(self.out, ratio, {j.settings.learning_rate: Run(j.folder) for j in jobs}, self.say) if jobs else self.settings.learning_rate
+        return best_rate(self.out, ratio, {j.settings.learning_rate: Run(j.folder) for j in jobs},
+                         self.say) if jobs else self.settings.learning_rate
 
     def _hand_over(self, job: Job) -> None:
         "Let the job be done, unless that was done before. `UserError` where its folder holds something else."
-        if (job.folder / "config.json").exists() and begin_job(self.common, self.common.data, job).result: return self._end(job, None)
-        self.heard[job.folder] = len(Run(job.folder).records()) or int(job.donor is not None and bool(Run(job.donor).records()))
+        if (job.folder / "config.json").exists() and begin_job(self.common, self.common.data, job).result:
+            return self._end(job, None)
+        self.heard[job.folder] = (
+            len(Run(job.folder).records()) or int(job.donor is not None and bool(Run(job.donor).records())))
         if self.executor: self.running[self.executor.submit(work, self.common, job)] = job
         else: self.running[_Here().submit(work, self.common, job, lambda: self._report(job))] = job
 
@@ -121,7 +128,8 @@ class _Course:
         if failure and not job.scored: raise UserError(failure.error)
         if failure: self._note(job, failure)
         elif future and job.scored and len(read_results(self.out)): self.text = write_tables(self.out, images=False)
-        if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]): rmtree(cache_dir(job).parent, ignore_errors=True)
+        if not any((j.ratio, j.seed) == (job.ratio, job.seed) for j in [*self.waiting, *self.running.values()]):
+            rmtree(cache_dir(job).parent, ignore_errors=True)
         self._advance(job, self.left[job.folder])
         self.bar.set_description(self._status())
 
@@ -151,7 +159,8 @@ def _steps_left(jobs: list[Job]) -> dict[Path, int]: # folder -> steps
     left, seen = {}, set()
     for job in jobs:
         run, total = Run(job.folder), job.settings.steps
-        start = _start(dict(labeled_ratio=job.ratio, seed=job.seed, strategy=job.strategy, settings=to_dict(job.settings)))
+        start = _start(
+            dict(labeled_ratio=job.ratio, seed=job.seed, strategy=job.strategy, settings=to_dict(job.settings)))
         adopted = phase_steps(total, job.strategy["rounds"], job.settings.teacher_share)[0] if start in seen else 0
         seen.add(start)
         left[job.folder] = 0 if run.result else total - max(adopted, sum(r.steps for r in run.records()))
@@ -168,7 +177,8 @@ def best_rate(
     best = max(runs, key=lambda rate: scores[rate])
     lines = ["learning_rate,val_f1,chosen", *(f"{rate:g},{f1:.6f},{rate == best}" for rate, f1 in scores.items())]
     write_text(out / "tuning" / f"r{ratio:g}.csv", "\n".join(lines) + "\n")
-    say(f"labels {ratio:.0%}: learning rate {best:g} is best for the supervised baseline (validation F1 " + ", ".join(f"{rate:g}: {f1:.3f}" for rate, f1 in scores.items()) + ")")
+    say(f"labels {ratio:.0%}: learning rate {best:g} is best for the supervised baseline (validation F1 "
+        + ", ".join(f"{rate:g}: {f1:.3f}" for rate, f1 in scores.items()) + ")")
     return best
 
 # %% ../../nbs/experiments/01_sweep.ipynb #461d29bc
@@ -197,15 +207,18 @@ def sweep(
     executor: Executor | None = None, # works on the runs; None: this process, one run after the other
     source: dict | None = None, # how the data were opened, plain JSON: written into the run folders
 ) -> Sweep:
-    "Run every combination below `out/runs`, resuming what was begun; write results.csv and summary.csv after each run. A run that fails does not keep the others from ending; `UserError` where all have failed."
+    """Run every combination below `out/runs`, resuming what was begun; write results.csv and summary.csv after each
+    run. A run that fails does not keep the others from ending; `UserError` where all have failed."""
     data, chosen = with_test_set(data), [named_strategy(r) if isinstance(r, str) else r for r in strategies]
     _check_names(chosen)
     methods = [named_strategy("supervised")] + [r for r in chosen if r.name != "supervised"]
     _check(data, methods, ratios, seeds, settings, learning_rates)
     common = Common(data, device, source, foreign_modules(methods, settings))
     if executor: _check_executor(executor, common, methods, settings)
-    with own_folder(Path(out).absolute() if executor else out) as folder, locked(folder), _signed(folder, common, bool(executor)) as common:
-        course = _Course(common, folder, _jobs(folder, methods, ratios, seeds, settings, learning_rates), replace(settings, learning_rate=learning_rates[0]), executor, say)
+    with (own_folder(Path(out).absolute() if executor else out) as folder, locked(folder),
+          _signed(folder, common, bool(executor)) as common):
+        course = _Course(common, folder, _jobs(folder, methods, ratios, seeds, settings, learning_rates),
+                         replace(settings, learning_rate=learning_rates[0]), executor, say)
         course.go()
         rmtree(folder / SHELVES, ignore_errors=True)
     first = next(iter(course.failed.values()), None)
@@ -214,7 +227,10 @@ def sweep(
 
 def _check_executor(executor: Executor, common: Common, methods: list[Strategy], settings: Settings) -> None:
     "`UserError` where workers could not do the runs."
-    if processes() > 1: raise UserError(f"{processes()} processes were launched for each run, and workers for several runs are asked for, too; expected one of both, so leave --workers and --dask out, or do not use accelerate launch")
+    if processes() > 1:
+        raise UserError(
+            f"{processes()} processes were launched for each run, and workers for several runs are asked for, too; "
+            "expected one of both, so leave --workers and --dask out, or do not use accelerate launch")
     ask_worker(executor, common.modules, methods, settings)
 
 @contextmanager
@@ -226,12 +242,15 @@ def _signed(out: Path, common: Common, elsewhere: bool) -> Iterator[Common]:
     try: yield common
     finally: common.sign.unlink(missing_ok=True)
 
-def _jobs(out: Path, methods: list[Strategy], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> list[Job]:
+def _jobs(out: Path, methods: list[Strategy], ratios: Sequence[float], seeds: Sequence[int], settings: Settings,
+          learning_rates: Sequence[float]) -> list[Job]:
     "All runs, by ratio: those that tune, then seed by seed the baseline and the strategies."
     jobs = []
     for ratio in ratios:
         if len(learning_rates) > 1: jobs += _tuning(out, ratio, seeds[0], settings, learning_rates)
-        jobs += [Job(run_folder(out, m.name, ratio, seed), to_dict(m), ratio, seed, settings) for seed in seeds for m in methods]
+        jobs += [Job(run_folder(out, m.name, ratio, seed), to_dict(m), ratio, seed, settings)
+                 for seed in seeds
+                 for m in methods]
     return jobs
 
 def _tuning(out: Path, ratio: float, seed: int, settings: Settings, learning_rates: Sequence[float]) -> list[Job]:
@@ -239,17 +258,23 @@ def _tuning(out: Path, ratio: float, seed: int, settings: Settings, learning_rat
     begun = sorted((out / "tuning").glob(f"r{ratio:g}-lr*/config.json"))
     if begun: seed = read_json(begun[0])["seed"] # seeds that are added later get the same rate
     supervised = to_dict(named_strategy("supervised"))
-    return [Job(out / "tuning" / f"r{ratio:g}-lr{rate:g}", supervised, ratio, seed, replace(settings, learning_rate=rate), scored=False) for rate in learning_rates]
+    return [Job(out / "tuning" / f"r{ratio:g}-lr{rate:g}", supervised, ratio, seed,
+                replace(settings, learning_rate=rate), scored=False) for rate in learning_rates]
 
-def _check(data: Data, methods: list[Strategy], ratios: Sequence[float], seeds: Sequence[int], settings: Settings, learning_rates: Sequence[float]) -> None:
+def _check(data: Data, methods: list[Strategy], ratios: Sequence[float], seeds: Sequence[int], settings: Settings,
+           learning_rates: Sequence[float]) -> None:
     "`UserError` for what would stop the sweep half-way, before anything is trained."
     for name, values in (("labeled ratios", ratios), ("seeds", seeds), ("learning rates", learning_rates)):
         if not len(values): raise UserError(f"{name}: found none; expected at least one, so name one")
-        if len({*values}) < len(values): raise UserError(f"{name}: found {', '.join(map(str, values))}; expected each once, so leave out what is given twice")
+        if len({*values}) < len(values):
+            raise UserError(
+                f"{name}: found {', '.join(map(str, values))}; expected each once, so leave out what is given twice")
     for method in methods: phase_steps(settings.steps, method.rounds, settings.teacher_share)
     for ratio in ratios: split_ids(data, ratio, seeds[0])
 
 def _check_names(strategies: list[Strategy]) -> None:
     "Two strategies of one name would share a folder."
     names = [r.name for r in strategies]
-    if twice := {n for n in names if names.count(n) > 1}: raise UserError(f"strategy {', '.join(sorted(twice))} is given twice; expected different names, so rename one with replace(strategy, name=…)")
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise UserError(f"strategy {', '.join(sorted(twice))} is given twice; expected "
+                        "different names, so rename one with replace(strategy, name=…)")

@@ -30,9 +30,13 @@ def picker_predictions(
 ) -> Predictions: # of the images that have an entry in `picks`
     "A picker's discs as predictions of probability 1; raises `UserError` where an image or a diameter is missing."
     ids = tuple(id for id in images.ids if id in picks)
-    if not ids: raise UserError(f"picker {name}: no picks for any image; expected some, so read the coordinates for these images")
+    if not ids:
+        raise UserError(
+            f"picker {name}: no picks for any image; expected some, so read the coordinates for these images")
     known = zlib.crc32(b"".join(picks[id].centers.tobytes() + picks[id].sizes.tobytes() for id in ids))
-    planes = lambda start: ([levels * picks_to_mask(picks[id], images.shape(images.index(id))).astype(np.uint16)[None]] for id in ids[start:])
+    planes = lambda start: (
+        [levels * picks_to_mask(picks[id], images.shape(images.index(id))).astype(np.uint16)[None]]
+        for id in ids[start:])
     return write_predictions(out, ids, planes, teacher=f"{name}:{known:08x}", desc=f"discs of {name}")
 
 def consensus(
@@ -44,7 +48,9 @@ def consensus(
 ) -> tuple[Predictions, list[Predictions]]: # of all together; of each picker
     "The pickers as one teacher, on the images that all of them looked at; raises `UserError` where there is none."
     common = [id for id in images.ids if all(id in p for p in pickers.values())]
-    if len(pickers) < 2 or not common: raise UserError(f"consensus of {', '.join(pickers) or 'no pickers'}: {len(common)} images that all looked at; expected two pickers or more with picks for the same images, so check what was read")
+    if len(pickers) < 2 or not common:
+        raise UserError(f"consensus of {', '.join(pickers) or 'no pickers'}: {len(common)} images that all looked at; "
+                        "expected two pickers or more with picks for the same images, so check what was read")
     images = images.subset(common)
     members = [picker_predictions(images, p, Path(out) / "pickers" / name, name) for name, p in pickers.items()]
     return combine(members, Path(out) / how, how, weights), members
@@ -55,9 +61,12 @@ def as_labels(
     predictions: Predictions, # of two classes
     sure: float = 0.51, # probability from which on a pixel is taken; what is less sure is ignored
 ) -> ImageSet: # of the images that were predicted
-    "The images with what was predicted as their masks; raises `UserError` where nothing was predicted, or for several classes."
+    """The images with what was predicted as their masks; raises `UserError` where nothing was predicted, or for several
+    classes."""
     some = [i for i in images.items if i.id in predictions.ids]
-    if not some or predictions.n_classes != 2: raise UserError(f"{predictions.folder}: {predictions.n_classes} classes and {len(some)} of these {len(images)} images; expected 2 classes and some of the images, so predict these images")
+    if not some or predictions.n_classes != 2:
+        raise UserError(f"{predictions.folder}: {predictions.n_classes} classes and {len(some)} of these "
+                        f"{len(images)} images; expected 2 classes and some of the images, so predict these images")
     if not 0.5 < sure <= 1: raise UserError(f"sure is {sure}; expected a probability over 0.5, up to 1")
     items = [replace(i, read_mask=partial(_label, predictions.folder, i.id, sure)) for i in some]
     return ImageSet(items, images.channels, 2, Cache(images.cache.limit), images.name)

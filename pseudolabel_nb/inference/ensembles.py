@@ -25,7 +25,9 @@ combinations: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {}
 def register_combination(
     name: str, # what `combine(how=)` will call it
 ) -> Callable:
-    "Decorator: make `f(probs (M, C, H, W), weights (M,) or None) -> (C, H, W)` available by name. Large images come in strips, so it must treat each pixel for itself."
+    """Decorator: make `f(probs (M, C, H, W), weights (M,) or None) -> (C, H, W)` available by name.
+
+    Large images come in strips, so it must treat each pixel for itself."""
     return register(combinations, name)
 
 # %% ../../nbs/inference/02_ensembles.ipynb #c6a247df
@@ -37,7 +39,9 @@ def mean(probs: Tensor, weights: Tensor | None = None) -> Tensor:
 @register_combination("weighted")
 def weighted(probs: Tensor, weights: Tensor | None = None) -> Tensor:
     "The average by weights that sum to 1."
-    if weights is None: raise UserError(f"combination 'weighted' has no weights; expected {len(probs)}, one a member, such as their validation F1, so pass weights= or combine by 'mean'")
+    if weights is None:
+        raise UserError(f"combination 'weighted' has no weights; expected {len(probs)}, one a member, such "
+                        "as their validation F1, so pass weights= or combine by 'mean'")
     return (probs * weights.to(probs).view(-1, 1, 1, 1)).sum(0).clamp(max=1) # rounding may lead just over 1
 
 # %% ../../nbs/inference/02_ensembles.ipynb #8ef7e114
@@ -71,9 +75,12 @@ def unanimous(probs: Tensor, weights: Tensor | None = None) -> Tensor:
 @register_combination("reliable_negatives")
 def reliable_negatives(probs: Tensor, weights: Tensor | None = None) -> Tensor:
     "Foreground from the first of two members, background from the second, where both see it so; else undecided."
-    if len(probs) != 2: raise UserError(f"combination 'reliable_negatives' has {len(probs)} members; expected 2, the teacher of pseudo-labels and then the positive-unlabeled one")
+    if len(probs) != 2:
+        raise UserError(f"combination 'reliable_negatives' has {len(probs)} members; expected 2, "
+                        "the teacher of pseudo-labels and then the positive-unlabeled one")
     first, second = probs.max(1).indices > 0
-    return torch.where(first & second, probs[0], torch.where(first | second, undecided(probs.shape[1]).to(probs), probs[1]))
+    return torch.where(
+        first & second, probs[0], torch.where(first | second, undecided(probs.shape[1]).to(probs), probs[1]))
 
 # %% ../../nbs/inference/02_ensembles.ipynb #d49a456a
 def shares(
@@ -83,7 +90,9 @@ def shares(
     "Weights as shares, equal ones where all weights are 0; `UserError` unless there is one a member."
     if weights is None: return None
     w = torch.as_tensor(weights, dtype=torch.float64)
-    if w.shape != (members,) or not (torch.isfinite(w) & (w >= 0)).all(): raise UserError(f"weights are {w.tolist()}; expected {members} numbers of at least 0, one a member, such as their validation F1")
+    if w.shape != (members,) or not (torch.isfinite(w) & (w >= 0)).all():
+        raise UserError(f"weights are {w.tolist()}; expected {members} numbers of at "
+                        "least 0, one a member, such as their validation F1")
     return (w / w.sum() if w.any() else torch.full_like(w, 1 / members)).float()
 
 def combine_probs(
@@ -91,7 +100,9 @@ def combine_probs(
     how: str = "mean", # a registered rule
     weights: Sequence[float] | Tensor | None = None, # (M,) at least 0, for "weighted"
 ) -> Tensor: # (C, H, W) float32
-    "The members made one. Pure; raises `UserError` for an unknown rule, or for weights or a number of members that the rule cannot use."
+    """The members made one.
+
+    Pure; raises `UserError` for an unknown rule, or for weights or a number of members that the rule cannot use."""
     return lookup(combinations, how, "combination")(probs, shares(weights, len(probs)))
 
 # %% ../../nbs/inference/02_ensembles.ipynb #483347c4
@@ -121,16 +132,24 @@ def check_members(
     members: Sequence[Predictions],
 ) -> None:
     "`UserError` unless all members hold the same classes and the same images in the same order."
-    if not members: raise UserError("members: found none; expected at least one store of predictions, so predict with a network first")
+    if not members:
+        raise UserError(
+            "members: found none; expected at least one store of predictions, so predict with a network first")
     first = members[0]
     for other in members[1:]:
-        for what, ours, theirs in (("classes", first.n_classes, other.n_classes), ("images", first.ids, other.ids), ("image sizes", first.shapes, other.shapes)):
-            if ours != theirs: raise UserError(f"{other.folder}: its {what} differ from those in {first.folder} ({_difference(ours, theirs)}); expected the same of every member, so predict the same images with each")
+        for what, ours, theirs in (("classes", first.n_classes, other.n_classes), ("images", first.ids, other.ids),
+                                   ("image sizes", first.shapes, other.shapes)):
+            if ours != theirs:
+                raise UserError(
+                    f"{other.folder}: its {what} differ from those in {first.folder} ({_difference(ours, theirs)}); "
+                    "expected the same of every member, so predict the same images with each")
 
 def _check_rule(n_members: int, n_classes: int, how: str, weights) -> None:
     "`UserError` unless the rule makes one distribution of so many, tried on one pixel."
     made = combine_probs(undecided(n_classes).expand(n_members, -1, -1, -1), how, weights)
-    if made.shape != (n_classes, 1, 1): raise UserError(f"combination {how!r} makes {tuple(made.shape)} of ({n_members}, {n_classes}, 1, 1); expected ({n_classes}, 1, 1), one distribution a pixel, so correct the function")
+    if made.shape != (n_classes, 1, 1):
+        raise UserError(f"combination {how!r} makes {tuple(made.shape)} of ({n_members}, {n_classes}, 1, 1); "
+                        f"expected ({n_classes}, 1, 1), one distribution a pixel, so correct the function")
 
 def _name(members: Sequence[Predictions], how: str, weights) -> str:
     "A name that changes with the rule, the weights, the members, and what these said."
@@ -142,12 +161,17 @@ def combine(
     out: str | Path, # the folder to write
     how: str = "mean", # a registered rule
     weights: Sequence[float] | Tensor | None = None, # (M,) at least 0, for "weighted"
-    teacher: str = "", # names the ensemble: a complete or begun store of that name is used; "": a name made of rule, weights and members
+    # names the ensemble: a complete or begun store of that name is used; "": a name made of rule, weights and members
+    teacher: str = "",
     desc: str = "combining",
 ) -> Predictions:
-    "The members' predictions made one store, or gone on with where that was interrupted. Raises `UserError` where members, rule or weights do not fit."
+    """The members' predictions made one store, or gone on with where that was interrupted.
+
+    Raises `UserError` where members, rule or weights do not fit."""
     check_members(members)
-    if Path(out).resolve() in [m.folder.resolve() for m in members]: raise UserError(f"{out}: holds the predictions of a member; expected a folder of its own for the ensemble, so name another")
+    if Path(out).resolve() in [m.folder.resolve() for m in members]:
+        raise UserError(
+            f"{out}: holds the predictions of a member; expected a folder of its own for the ensemble, so name another")
     first = members[0]
     _check_rule(len(members), first.n_classes, how, weights)
     planes = lambda start: ([combined_planes(members, i, how, weights)] for i in range(start, len(first)))

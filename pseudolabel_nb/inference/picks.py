@@ -20,9 +20,12 @@ def estimate_diameter(
 ) -> float: # px
     "Median equivalent diameter of the convex objects; raises `UserError` where there is no object."
     masks = [masks] if isinstance(masks, np.ndarray) else masks
-    sizes, solid = map(np.concatenate, zip(*((t["equivalent_diameter_area"], t["solidity"]) for t in map(_objects, masks))))
+    sizes, solid = map(
+        np.concatenate, zip(*((t["equivalent_diameter_area"], t["solidity"]) for t in map(_objects, masks))))
     keep = sizes >= least
-    if not keep.any(): raise UserError(f"no object of at least {least:g} px in the masks, so their diameter cannot be estimated; expected some, so pass the diameter in px (diameter=, --diameter)")
+    if not keep.any():
+        raise UserError(f"no object of at least {least:g} px in the masks, so their diameter cannot be "
+                        "estimated; expected some, so pass the diameter in px (diameter=, --diameter)")
     return float(np.median(sizes[keep & (solid >= 0.93)] if (keep & (solid >= 0.93)).any() else sizes[keep]))
 
 def _objects(mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -46,15 +49,18 @@ def separate(
     if every == 1: return _separate(mask, diameter, closest)
     small = expand_labels(_separate(mask[every // 2::every, every // 2::every], diameter / every, closest), 2)
     grown = np.repeat(np.repeat(small, every, 0), every, 1)
-    return np.pad(grown, [(0, max(0, m - g)) for m, g in zip(mask.shape, grown.shape)], mode="edge")[:mask.shape[0], :mask.shape[1]] * mask
+    return np.pad(grown, [(0, max(0, m - g)) for m, g in zip(mask.shape, grown.shape)],
+                  mode="edge")[:mask.shape[0], :mask.shape[1]] * mask
 
 def _separate(mask: np.ndarray, diameter: float, closest: float) -> np.ndarray: # int32 (H, W)
     "Peaks, and the watershed from them."
     from scipy.ndimage import distance_transform_edt, gaussian_filter
     from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
-    depth = gaussian_filter(distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1].astype(np.float32), diameter / 8) * mask
-    peaks = peak_local_max(depth, min_distance=max(1, round(diameter * closest)), threshold_abs=1e-6, exclude_border=False)
+    depth = gaussian_filter(
+        distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1].astype(np.float32), diameter / 8) * mask
+    peaks = peak_local_max(
+        depth, min_distance=max(1, round(diameter * closest)), threshold_abs=1e-6, exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return watershed(-depth, seeds, mask=mask)
@@ -72,20 +78,26 @@ def find_particles(
     "Particles of one image, surest first; the picks of a mask have no scores."
     if merit not in ("mean", "max"): raise UserError(f"unknown figure of merit {merit!r}; expected one of: mean, max")
     given = np.asarray(probs)
-    if given.ndim != 2: raise UserError(f"{image or 'image'}: probabilities of shape {given.shape}; expected (H, W), so pass the plane of one class")
+    if given.ndim != 2:
+        raise UserError(f"{image or 'image'}: probabilities of shape {given.shape}; "
+                        "expected (H, W), so pass the plane of one class")
     mask = given >= threshold if given.dtype.kind == "f" else given == 1
     if diameter is None and not mask.any(): diameter = 1.0
     areas = separate(mask, estimate_diameter(mask) if diameter is None else diameter, closest)
     found = _measured(areas, given if given.dtype.kind == "f" else None, merit, image)
-    return _surest_first(found, areas, found.sizes >= least * (np.median(found.sizes) if diameter is None and len(found) else diameter or 0))
+    return _surest_first(
+        found, areas,
+        found.sizes >= least * (np.median(found.sizes) if diameter is None and len(found) else diameter or 0))
 
 def _measured(areas: np.ndarray, probs: np.ndarray | None, merit: str, image: str) -> Picks:
     "Center, size and figure of merit of each area."
     from skimage.measure import regionprops_table
     if not areas.any(): return Picks([], image=image, size=areas.shape)
     score = {} if probs is None else {"intensity_image": probs}
-    table = regionprops_table(areas, properties=("centroid", "equivalent_diameter_area", *(f"intensity_{merit}" for _ in score)), **score)
-    return Picks(np.stack([table["centroid-1"], table["centroid-0"]], 1), table["equivalent_diameter_area"], table[f"intensity_{merit}"] if score else None, image, areas.shape)
+    table = regionprops_table(
+        areas, properties=("centroid", "equivalent_diameter_area", *(f"intensity_{merit}" for _ in score)), **score)
+    return Picks(np.stack([table["centroid-1"], table["centroid-0"]], 1), table["equivalent_diameter_area"],
+                 table[f"intensity_{merit}"] if score else None, image, areas.shape)
 
 def _surest_first(picks: Picks, areas: np.ndarray, keep: np.ndarray) -> tuple[Picks, np.ndarray]:
     "The picks to keep by falling score (by size without), and their areas renumbered."

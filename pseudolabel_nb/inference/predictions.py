@@ -42,7 +42,8 @@ def confidence_histogram(
         lanes = (np.arange(quantized.shape[-1]) % 4 * bins).astype(np.uint16)
         h = np.bincount(((quantized >> 6) + lanes).ravel(), minlength=4 * bins).reshape(4, bins).sum(0).astype(np.int32)
         half = bins // 2
-        return np.stack([np.concatenate([h[:half], np.zeros(half, np.int32)])[::-1], np.concatenate([np.zeros(half, np.int32), h[half:]])])
+        return np.stack([np.concatenate([h[:half], np.zeros(half, np.int32)])[::-1],
+                         np.concatenate([np.zeros(half, np.int32), h[half:]])])
     q = np.concatenate([(levels - quantized.sum(0, dtype=np.int32))[None].clip(0), quantized])
     label = q.argmax(0)
     flat = label * bins + (np.take_along_axis(q, label[None], 0)[0] >> 6)
@@ -55,7 +56,8 @@ def image_scores(
     "Confidence averaged within each predicted class, then over the classes; a class not predicted counts as chance."
     n = histograms.sum(-1)
     middle = (np.arange(bins) + 0.5) / bins
-    return np.where(n > 0, np.einsum("ncb,b->nc", histograms, middle) / np.maximum(n, 1), 1 / histograms.shape[1]).mean(-1)
+    return np.where(
+        n > 0, np.einsum("ncb,b->nc", histograms, middle) / np.maximum(n, 1), 1 / histograms.shape[1]).mean(-1)
 
 # %% ../../nbs/inference/01_predictions.ipynb #4216236c
 class Predictions:
@@ -73,17 +75,22 @@ class Predictions:
         self._numbers = np.memmap(self.folder / "probs.u16", np.uint16, "r") if lines else np.zeros(0, np.uint16)
 
     def __len__(self): return len(self.ids)
-    def __repr__(self): return f"Predictions({len(self)} images, {self.n_classes} classes, {self._numbers.nbytes / 2**20:.1f} MiB)"
+    def __repr__(self):
+        return f"Predictions({len(self)} images, {self.n_classes} classes, {self._numbers.nbytes / 2**20:.1f} MiB)"
 
     def _repr_html_(self) -> str:
         pixels = max(1, sum(h * w for h, w in self.shapes))
-        rows = [(f"class {c}" if c else "background", f"{n / pixels:.2%}", f"{sure:.3f}" if n else "", bar(n / pixels)) for c, (n, sure) in enumerate(self.by_class())]
-        said = facts([("stored", f"{self._numbers.nbytes / 2**20:.1f} MiB"), ("teacher", self.teacher), ("names", ", ".join(self.ids[:3]) + ", …" * (len(self) > 3))])
-        return card("Predictions", said, table(rows, ("predicted as", "of all pixels", "mean confidence", "")), about=f"{len(self):,} image{'s' * (len(self) != 1)}, {self.n_classes} classes")
+        rows = [(f"class {c}" if c else "background", f"{n / pixels:.2%}", f"{sure:.3f}" if n else "", bar(n / pixels))
+                for c, (n, sure) in enumerate(self.by_class())]
+        said = facts([("stored", f"{self._numbers.nbytes / 2**20:.1f} MiB"), ("teacher", self.teacher),
+                      ("names", ", ".join(self.ids[:3]) + ", …" * (len(self) > 3))])
+        return card("Predictions", said, table(rows, ("predicted as", "of all pixels", "mean confidence", "")),
+                    about=f"{len(self):,} image{'s' * (len(self) != 1)}, {self.n_classes} classes")
 
     def index(self, id: str) -> int:
         "Where the image `id` stands; `UserError` if it is not there."
-        if id not in self._where: raise UserError(f"{self.folder}: no predictions for image {id!r}; predict that image first")
+        if id not in self._where:
+            raise UserError(f"{self.folder}: no predictions for image {id!r}; predict that image first")
         return self._where[id]
 
     def shape(self, i: int) -> tuple[int, int]:
@@ -110,7 +117,9 @@ class Predictions:
 
     def foreground_histograms(self) -> np.ndarray: # (N, 1024) int64
         "Pixels an image by foreground probability (two classes only)."
-        if self.n_classes != 2: raise UserError(f"{self.folder}: holds {self.n_classes} classes; a single foreground probability needs 2, so read `histograms` instead")
+        if self.n_classes != 2:
+            raise UserError(f"{self.folder}: holds {self.n_classes} classes; a single "
+                            "foreground probability needs 2, so read `histograms` instead")
         return self.histograms[:, 1].astype(np.int64) + self.histograms[:, 0, ::-1]
 
     def predicted(self) -> np.ndarray: # (N, C) int64
@@ -135,9 +144,11 @@ def _whole_images(folder: Path, n_classes: int, ids: tuple[str, ...]) -> int:
     sizes = [(folder / n).stat().st_size if (folder / n).exists() else 0 for n in ("probs.u16", "histograms.i32")]
     whole = sum(e <= sizes[0] and (k + 1) * n_classes * bins * 4 <= sizes[1] for k, e in enumerate(ends))
     if tuple(l["id"] for l in lines[:whole]) != ids[:whole]: whole = 0
-    for name, size in (("probs.u16", int(ends[whole - 1]) if whole else 0), ("histograms.i32", whole * n_classes * bins * 4)):
+    for name, size in (("probs.u16", int(ends[whole - 1]) if whole else 0),
+                       ("histograms.i32", whole * n_classes * bins * 4)):
         with open(folder / name, "ab") as f: f.truncate(size)
-    (folder / "index.jsonl").write_bytes(b"".join((folder / "index.jsonl").read_bytes().splitlines(True)[:whole]) if lines else b"")
+    (folder / "index.jsonl").write_bytes(
+        b"".join((folder / "index.jsonl").read_bytes().splitlines(True)[:whole]) if lines else b"")
     return whole
 
 def _meta(n_classes: int, teacher: str, ids: tuple[str, ...]) -> dict:
@@ -146,7 +157,9 @@ def _meta(n_classes: int, teacher: str, ids: tuple[str, ...]) -> dict:
 
 def _begin(folder: Path, n_classes: int, teacher: str, ids: tuple[str, ...]) -> int:
     "Prepare the folder for writing; the number of images that stand there already from the same teacher."
-    if (folder / "begun.json").exists() and read_json(folder / "begun.json") == dict(n_classes=n_classes, teacher=teacher):
+    if (folder / "begun.json").exists() and read_json(folder / "begun.json") == dict(
+        n_classes=n_classes, teacher=teacher
+    ):
         return _whole_images(folder, n_classes, ids)
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / "begun.json", dict(n_classes=n_classes, teacher=teacher))
@@ -155,10 +168,13 @@ def _begin(folder: Path, n_classes: int, teacher: str, ids: tuple[str, ...]) -> 
 @contextmanager
 def _appending(folder: Path, n_classes: int) -> Iterator[Callable[[tuple[str, ...], list[np.ndarray]], None]]:
     "A function that adds some images to a store: their bytes first, then the lines that say they are there."
-    with open(folder / "probs.u16", "ab") as numbers, open(folder / "histograms.i32", "ab") as counts, open(folder / "index.jsonl", "a") as index:
+    with (open(folder / "probs.u16", "ab") as numbers, open(folder / "histograms.i32", "ab") as counts,
+          open(folder / "index.jsonl", "a") as index):
         def append(ids: tuple[str, ...], planes: list[np.ndarray]) -> None:
             "Write some images; `UserError` where they are of another number of classes."
-            if odd := [len(q) + 1 for q in planes if len(q) != n_classes - 1]: raise UserError(f"{folder}: the network tells {odd[0]} classes apart, and n_classes is {n_classes}; expected as many, so pass n_classes={odd[0]}")
+            if odd := [len(q) + 1 for q in planes if len(q) != n_classes - 1]:
+                raise UserError(f"{folder}: the network tells {odd[0]} classes apart, and n_classes is "
+                                f"{n_classes}; expected as many, so pass n_classes={odd[0]}")
             for q in planes: numbers.write(np.ascontiguousarray(q).data)
             counts.write(np.stack([confidence_histogram(q) for q in planes]).data)
             numbers.flush(), counts.flush()
@@ -169,7 +185,8 @@ def _appending(folder: Path, n_classes: int) -> Iterator[Callable[[tuple[str, ..
 def write_predictions(
     out: str | Path, # the folder to write
     ids: tuple[str, ...], # of all images, in order
-    planes: Callable[[int], Iterable[list[np.ndarray]]], # from the first image still to do, to batches of (C - 1, H, W) uint16
+    # from the first image still to do, to batches of (C - 1, H, W) uint16
+    planes: Callable[[int], Iterable[list[np.ndarray]]],
     n_classes: int = 2,
     teacher: str = "", # a complete or begun store of the same teacher is used, another is written anew
     desc: str = "predicting",
@@ -188,29 +205,39 @@ def write_predictions(
     return Predictions(folder)
 
 def _named(network: nn.Module, options: dict) -> str:
-    "What tells the answers of one network from those of another. One without weights is never taken for the same again."
+    """What tells the answers of one network from those of another.
+
+    One without weights is never taken for the same again."""
     weights = network.state_dict()
     if not weights: return uuid4().hex
     digest = hashlib.blake2b(digest_size=16)
-    for name, t in weights.items(): digest.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"{type(network).__name__} {digest.hexdigest()}, " + ", ".join(f"{k}={options[k]}" for k in ("flips", "tile") if k in options)
+    for name, t in weights.items():
+        digest.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{type(network).__name__} {digest.hexdigest()}, " + ", ".join(
+        f"{k}={options[k]}" for k in ("flips", "tile") if k in options)
 
 def predict(
     network: nn.Module, # the teacher
     images, # `ImageSet`, or anything with `len`, `ids`, `shape(i)` and `image(i)`
     out: str | Path, # the folder to write
     n_classes: int = 2,
-    teacher: str | None = None, # names the weights: a complete or begun store of the same teacher is used, another is written anew; None: a checksum of them, and how they are asked
+    # names the weights: a complete or begun store of the same teacher is used, another is written anew; None: a
+    # checksum of them, and how they are asked
+    teacher: str | None = None,
     desc: str = "predicting",
     **options, # to `stream_predictions`: batch_size, device, tile, flips
 ) -> Predictions:
-    "Predict all images into a store, or go on with an interrupted one. Raises `UserError` where the network tells another number of classes apart."
+    """Predict all images into a store, or go on with an interrupted one.
+
+    Raises `UserError` where the network tells another number of classes apart."""
     if teacher is None: teacher = _named(network, options)
-    planes = lambda start: ([quantize(p) for p in probs.cpu()] for _, probs in stream_predictions(network, images, start=start, **options))
+    planes = lambda start: (
+        [quantize(p) for p in probs.cpu()] for _, probs in stream_predictions(network, images, start=start, **options))
     return write_predictions(out, tuple(images.ids), planes, n_classes, teacher, desc)
 
 def _write_anew(folder: Path, planes: Iterable[tuple[str, np.ndarray]], n_classes: int, teacher: str) -> Predictions:
-    "A store of (id, (C - 1, H, W) uint16), whatever was there before; its meta.json, written last, says that it is whole."
+    """A store of (id, (C - 1, H, W) uint16), whatever was there before; its meta.json, written last, says that it is
+    whole."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     ids = []
@@ -235,7 +262,8 @@ def thin(
     folder: str | Path, # a complete store
     ids: Iterable[str], # images to keep; those it does not hold are passed over
 ) -> None:
-    "Reduce a store to some of its images, in place of the whole; called again after an interruption, it ends what was begun."
+    """Reduce a store to some of its images, in place of the whole; called again after an interruption, it ends what was
+    begun."""
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     if not (part / "meta.json").exists(): _write_some(Predictions(folder), ids, part)

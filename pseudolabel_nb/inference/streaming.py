@@ -55,7 +55,8 @@ def _whole(predict: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def tile_margin(
     tile: int, # px
 ) -> int: # px, a multiple of 16
-    "What is thrown away at each side of a tile: an eighth of it, but at least 64 px where that is at most a quarter of it."
+    """What is thrown away at each side of a tile: an eighth of it, but at least 64 px where that is at most a quarter
+    of it."""
     return max(tile // 8, min(64, tile // 4)) // multiple * multiple
 
 def tile_places(
@@ -79,7 +80,8 @@ def _tiled(predict: Callable[[Tensor], Tensor], x: Tensor, tile: int, batch_size
         windows = torch.cat([padded[..., top:top + tile, left:left + tile] for (top, *_), (left, *_) in some])
         made = predict(windows.contiguous(memory_format=torch.channels_last))
         if probs is None: probs = made.new_empty(1, made.shape[1], *padded.shape[-2:])
-        for p, ((top, a, b), (left, c, d)) in zip(made, some): probs[0, :, a:b, c:d] = p[:, a - top:b - top, c - left:d - left]
+        for p, ((top, a, b), (left, c, d)) in zip(made, some):
+            probs[0, :, a:b, c:d] = p[:, a - top:b - top, c - left:d - left]
     return probs[..., :x.shape[-2], :x.shape[-1]]
 
 # %% ../../nbs/inference/00_streaming.ipynb #248663e6
@@ -111,7 +113,8 @@ def stream_predictions(
     start: int = 0, # first image, to go on where one stopped
 ) -> Iterator[tuple[list[int], Tensor]]: # indices, (n, C - 1, H, W) float32 foreground probabilities
     "Foreground probabilities of all images in order, a batch at a time; raises `UserError` when they are not finite."
-    if tile % multiple or tile < 64: raise UserError(f"tile is {tile} px; expected a multiple of 16 of at least 64, such as 1024, so pass one")
+    if tile % multiple or tile < 64:
+        raise UserError(f"tile is {tile} px; expected a multiple of 16 of at least 64, such as 1024, so pass one")
     network.to(device)
     predict = lambda x: foreground_probs(forward(network, x))
     if flips: predict = flip_averaged(predict)
@@ -120,5 +123,7 @@ def stream_predictions(
             stop_if_asked()
             x = torch.from_numpy(np.stack([images.image(i) for i in batch])).to(device)
             probs = _tiled(predict, x, tile, batch_size) if max(x.shape[-2:]) > tile else _whole(predict, x)
-            if not torch.isfinite(probs.sum()): raise UserError(f"the network predicts NaN for image {batch[0]} or one of the {len(batch) - 1} after it; expected numbers, so check its weights (did training diverge?) and the image")
+            if not torch.isfinite(probs.sum()):
+                raise UserError(f"the network predicts NaN for image {batch[0]} or one of the {len(batch) - 1} after "
+                                "it; expected numbers, so check its weights (did training diverge?) and the image")
             yield batch, probs

@@ -41,9 +41,12 @@ def reliability(
     groups: int = 16, # bars of the diagram; a divisor of `bins`
     probs: np.ndarray | None = None, # (bins,) the probability of each bin; None: its middle
 ) -> Reliability:
-    "Mean probability and share of the class in each of `groups` equal parts of [0, 1]; raises `UserError` where there is no pixel."
+    """Mean probability and share of the class in each of `groups` equal parts of [0, 1]; raises `UserError` where there
+    is no pixel."""
     hist = _two_rows(hist)
-    if hist.shape[1] % groups: raise UserError(f"groups is {groups}; expected a divisor of {hist.shape[1]}, the bins of the histogram, such as 16")
+    if hist.shape[1] % groups:
+        raise UserError(
+            f"groups is {groups}; expected a divisor of {hist.shape[1]}, the bins of the histogram, such as 16")
     p = bin_middles(hist.shape[1]) if probs is None else probs
     fold = lambda x: x.reshape(groups, -1).sum(1)
     n, inside, said = fold(hist.sum(0)), fold(hist[1]), fold(hist.sum(0) * p)
@@ -53,7 +56,8 @@ def _two_rows(hist: np.ndarray) -> np.ndarray: # (2, bins) float
     "`hist` as numbers; raises `UserError` where it is no histogram of two rows, or empty."
     hist = np.asarray(hist, float)
     if hist.ndim == 2 and len(hist) == 2 and hist.sum() > 0: return hist
-    raise UserError(f"histogram: found shape {hist.shape} with {hist.sum():g} pixels; expected (2, bins) with at least one, so add up what `binary_histogram` gives for each image")
+    raise UserError(f"histogram: found shape {hist.shape} with {hist.sum():g} pixels; expected (2, bins) "
+                    "with at least one, so add up what `binary_histogram` gives for each image")
 
 # %% ../../nbs/measures/06_calibration.ipynb #13bee6c9
 def _logit(p: np.ndarray) -> np.ndarray: return np.log(p) - np.log1p(-p)
@@ -78,7 +82,8 @@ def fit_temperature(
     "The temperature that makes the pixels most likely (Guo 2017): above 1 where the network is too sure."
     from scipy.optimize import minimize_scalar
     hist = _two_rows(hist)
-    return float(np.exp(minimize_scalar(lambda t: _loss(hist, np.exp(t)), bounds=np.log([0.05, 20]), method="bounded").x))
+    return float(
+        np.exp(minimize_scalar(lambda t: _loss(hist, np.exp(t)), bounds=np.log([0.05, 20]), method="bounded").x))
 
 def fit_platt(
     hist: np.ndarray, # (2, bins)
@@ -87,13 +92,15 @@ def fit_platt(
     from scipy.optimize import minimize
     hist = _two_rows(hist)
     start = np.array([np.log(fit_temperature(hist)), 0.0])
-    found = minimize(lambda x: _loss(hist, np.exp(x[0]), x[1]), start, method="L-BFGS-B", bounds=[np.log([0.05, 20]), (-15, 15)])
+    found = minimize(
+        lambda x: _loss(hist, np.exp(x[0]), x[1]), start, method="L-BFGS-B", bounds=[np.log([0.05, 20]), (-15, 15)])
     return float(np.exp(found.x[0])), float(found.x[1])
 
 def isotonic(
     hist: np.ndarray, # (2, bins)
 ) -> np.ndarray: # (bins,), rising, in (0, 1)
-    "The share of foreground in each bin, made to rise with the probability (Zadrozny 2002); never nearer 0 or 1 than half a pixel of all."
+    """The share of foreground in each bin, made to rise with the probability (Zadrozny 2002); never nearer 0 or 1 than
+    half a pixel of all."""
     from scipy.optimize import isotonic_regression
     hist = _two_rows(hist)
     n, seen = hist.sum(0), hist.sum(0) > 0
@@ -120,7 +127,8 @@ def ratio_threshold(
     pixels: np.ndarray, # (bins,) pixels by foreground probability
     ratio: float, # wanted foreground ratio, in (0, 1)
 ) -> float: # in [0, 1]
-    "The threshold that calls about `ratio` of the pixels foreground: the one that comes nearest; raises `UserError` for a ratio outside (0, 1)."
+    """The threshold that calls about `ratio` of the pixels foreground: the one that comes nearest; raises `UserError`
+    for a ratio outside (0, 1)."""
     if not 0 < ratio < 1: raise UserError(f"ratio is {ratio}; expected a share between 0 and 1, such as 0.04")
     above = np.cumsum(np.asarray(pixels, float)[::-1])[::-1]
     return float(threshold_edges(len(above))[np.abs(above / above[0] - ratio).argmin()])
@@ -151,7 +159,8 @@ def promised(
     inside, outside = pixels * calibrated, pixels * (1 - calibrated)
     tp, fp, tn, fn = (x.sum(-1) for x in (inside[..., high], outside[..., high], outside[..., low], inside[..., low]))
     f1 = _ratio(2 * tp, tp + fp + inside.sum(-1))
-    return np.stack([_ratio(tp, tp + fp), _ratio(tp, inside.sum(-1)), f1, _ratio(tn, tn + fn), _ratio(tn, outside.sum(-1))], -1)
+    return np.stack(
+        [_ratio(tp, tp + fp), _ratio(tp, inside.sum(-1)), f1, _ratio(tn, tn + fn), _ratio(tn, outside.sum(-1))], -1)
 
 # %% ../../nbs/measures/06_calibration.ipynb #0d8b9422
 def true_quality(
@@ -170,7 +179,8 @@ class Expected:
     low: dict[str, float]
     high: dict[str, float]
 
-    def __str__(self): return ", ".join(f"{n} {self.value[n]:.3f} [{self.low[n]:.3f}, {self.high[n]:.3f}]" for n in quality_names[:3])
+    def __str__(self):
+        return ", ".join(f"{n} {self.value[n]:.3f} [{self.low[n]:.3f}, {self.high[n]:.3f}]" for n in quality_names[:3])
 
 def expected_quality(
     known: np.ndarray, # (N, 2, bins): histograms of validation images, or of groups of them
@@ -181,7 +191,8 @@ def expected_quality(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Expected:
-    "What pseudo-labels at these thresholds are worth, by calibrated probabilities, with bootstrap intervals over images; from 0 to 1 where a single image shows no spread."
+    """What pseudo-labels at these thresholds are worth, by calibrated probabilities, with bootstrap intervals over
+    images; from 0 to 1 where a single image shows no spread."""
     known, pixels = np.asarray(known, float), np.asarray(pixels, float)
     value = promised(pixels.sum(0), calibrate(known.sum(0), method), thresholds)
     if min(len(known), len(pixels)) < 2: low, high = np.zeros(5), np.ones(5)
@@ -192,7 +203,8 @@ def expected_quality(
         low, high = np.array([_interval(d, min(len(known), len(pixels)), confidence) for d in draws.T]).T
     return Expected(*(dict(zip(quality_names, map(float, x))) for x in (value, low, high)))
 
-def _draw(known: np.ndarray, pixels: np.ndarray, a: np.ndarray, b: np.ndarray, thresholds: tuple, method: str) -> np.ndarray:
+def _draw(known: np.ndarray, pixels: np.ndarray, a: np.ndarray, b: np.ndarray, thresholds: tuple,
+          method: str) -> np.ndarray:
     "One draw: images with the weights `a` and `b`."
     hist = np.tensordot(a, known, 1)
     return promised(b @ pixels, calibrate(hist if hist[1].sum() else known.sum(0), method), thresholds)

@@ -31,7 +31,9 @@ class Signs:
 def count_signs(
     gains: Sequence[float], # method minus baseline, one a seed
 ) -> Signs:
-    "Sign counts with the exact binomial p-value, zeros left out of the test; all zero: p = 1. Raises `UserError` for none or nan."
+    """Sign counts with the exact binomial p-value, zeros left out of the test; all zero: p = 1.
+
+    Raises `UserError` for none or nan."""
     from scipy.stats import binomtest
     gains = finite_values(gains)
     up, down = int((gains > 0).sum()), int((gains < 0).sum())
@@ -47,7 +49,9 @@ def smallest_p(
 def t_test_p(
     values: np.ndarray, # (n, ...), gains over seeds
 ) -> np.ndarray: # (...)
-    "Two-sided p of the one-sample t test along the first axis; one seed: 1. Without spread: 0, or 1 where the mean is 0."
+    """Two-sided p of the one-sample t test along the first axis; one seed: 1.
+
+    Without spread: 0, or 1 where the mean is 0."""
     from scipy.stats import t
     n, mean = len(values), np.abs(values.mean(0))
     if n == 1: return np.ones_like(mean)
@@ -82,7 +86,9 @@ class Effect:
         "The gain in units of the seed noise; nan where there is none."
         return self.gain / self.noise if self.noise else float("nan")
 
-    def __str__(self): return f"{100 * self.gain:+.1f} points: {abs(self.ratio):.1f} times the seed noise of {100 * self.noise:.1f}, d_z = {self.d_z:.2f}"
+    def __str__(self):
+        return (f"{100 * self.gain:+.1f} points: {abs(self.ratio):.1f} times the seed "
+                f"noise of {100 * self.noise:.1f}, d_z = {self.d_z:.2f}")
 
 def effect(
     gains: Sequence[float], # method minus baseline, one a seed
@@ -100,7 +106,8 @@ def paired_power(
     "The chance that a paired t test of `n` seeds finds an effect of size `d_z` (Cohen 1988)."
     from scipy.stats import nct, t
     edge, center = t.ppf(1 - alpha / 2, n - 1), abs(d_z) * n**0.5
-    return min(1.0, float(nct.sf(edge, n - 1, [center, -center]).sum())) # both tails; nct.cdf(-edge, …), the same, is nan for some large centers
+    # both tails; nct.cdf(-edge, …), the same, is nan for some large centers
+    return min(1.0, float(nct.sf(edge, n - 1, [center, -center]).sum()))
 
 most_pairs = 2**20 # an effect that needs more is as good as none
 
@@ -110,7 +117,9 @@ def pairs_needed(
     alpha: float = 0.05, # two-sided
 ) -> int | None: # at least 2
     "The least number of pairs with which the paired t test has this power; None if more than a million."
-    if not 0 < alpha < power < 1: raise UserError(f"power, alpha: found {power:g}, {alpha:g}; expected 0 < alpha < power < 1, so give a chance such as power=0.8")
+    if not 0 < alpha < power < 1:
+        raise UserError(f"power, alpha: found {power:g}, {alpha:g}; expected 0 < alpha "
+                        "< power < 1, so give a chance such as power=0.8")
     if np.isinf(d_z): return 2
     reaches = lambda n: paired_power(d_z, n, alpha) >= power
     if not reaches(most_pairs): return None
@@ -121,7 +130,8 @@ def seeds_needed(
     power: float = 0.8, # the chance to tell, if the true gain is the mean of these
     alpha: float = 0.05, # two-sided
 ) -> int | None:
-    "How many seeds more would tell a gain of this size from 0 by the paired t test; None for one seed, or where the mean is (as good as) 0."
+    """How many seeds more would tell a gain of this size from 0 by the paired t test; None for one seed, or where the
+    mean is (as good as) 0."""
     gains = finite_values(gains)
     total = None if len(gains) == 1 else pairs_needed(cohen_dz(gains), power, alpha)
     return None if total is None else max(0, total - len(gains))
@@ -129,7 +139,8 @@ def seeds_needed(
 # %% ../../nbs/measures/03_evidence.ipynb #e271e461
 @dataclass(frozen=True)
 class Evidence:
-    "What the paired gains of one strategy say: interval, signs, exact and t test, d_z, and how many seeds more would tell."
+    """What the paired gains of one strategy say: interval, signs, exact and t test, d_z, and how many seeds more would
+    tell."""
     interval: Interval
     signs: Signs
     p_sign_flip: float
@@ -184,19 +195,23 @@ def in_points(
 def _limit(e: Evidence) -> str:
     "What so few seeds cannot show, if that is why the exact test is above alpha."
     n, enough = e.interval.n, next(n for n in range(1, 99) if smallest_p(n) <= e.alpha)
-    return f" ({n} seeds cannot give less than {smallest_p(n):.4g}, {enough} can give {smallest_p(enough):.2g})" if n < enough else ""
+    return (f" ({n} seeds cannot give less than {smallest_p(n):.4g}, {enough} can give {smallest_p(enough):.2g})"
+            if n < enough
+            else "")
 
 def _more(e: Evidence) -> str:
     "How many more seeds would tell."
     if not (more := e.seeds_needed): return ""
-    return f"; {'about' if more <= many_seeds else 'more than'} {min(more, many_seeds):,} more seed{'s' * (more > 1)} would tell a {'gain' if e.interval.mean > 0 else 'loss'} of this size"
+    return (f"; {'about' if more <= many_seeds else 'more than'} {min(more, many_seeds):,} more "
+            f"seed{'s' * (more > 1)} would tell a {'gain' if e.interval.mean > 0 else 'loss'} of this size")
 
 def _say(e: Evidence, name: str, metric: str) -> str:
     "The sentence."
     i, p = e.interval, p_text(e.p_sign_flip)
     if i.n == 1: return f"{name}: {100 * i.mean:+.1f} {metric} with one seed, which is no evidence"
     numbers, signs = in_points(i, metric), f"{e.signs}, p {p if p[0] == '<' else '= ' + p}"
-    if e.verdict == "not told from 0": return f"{name} cannot be told from 0 with {i.n} seeds: {numbers}, {signs}{_more(e)}"
+    if e.verdict == "not told from 0":
+        return f"{name} cannot be told from 0 with {i.n} seeds: {numbers}, {signs}{_more(e)}"
     return f"{name} {e.verdict}: {numbers} over {i.n} seeds, {signs}{_limit(e) if 'seems' in e.verdict else ''}"
 
 def sentence(

@@ -35,11 +35,13 @@ def _known(
     what: str,
 ) -> None:
     "Raise `UserError` naming the values that are neither a class nor `ignore`, or if `ignore` is itself a class."
-    if ignore < n_classes: raise UserError(f"ignore={ignore} is one of the {n_classes} classes; expected a value that no class has, such as 255")
+    if ignore < n_classes:
+        raise UserError(
+            f"ignore={ignore} is one of the {n_classes} classes; expected a value that no class has, such as 255")
     bad = [int(v) for v in np.flatnonzero(table) if v >= n_classes and v != ignore]
     if bad:
-        raise UserError(f"{what}: found the values {bad[:5]}; "
-                        f"expected 0..{n_classes - 1}, or {ignore} for ignored pixels, so map them to class ids first (a 0/255 image: mask > 127)")
+        raise UserError(f"{what}: found the values {bad[:5]}; expected 0..{n_classes - 1}, or {ignore} for "
+                        "ignored pixels, so map them to class ids first (a 0/255 image: mask > 127)")
 
 # %% ../../nbs/measures/00_metrics.ipynb #0ff5be1f
 def class_pixels(
@@ -61,7 +63,8 @@ def confusion(
 ) -> np.ndarray: # (n_classes, 3), int64: tp, fp, fn of each class
     """Counts of each class over the pixels whose target is not `ignore`; add those of several images to pool them.
 
-    A pixel where `pred` is `ignore` has no answer: a miss, but nothing invented. Raises `UserError` for other values or shapes.
+    A pixel where `pred` is `ignore` has no answer: a miss, but nothing invented. Raises `UserError` for other values or
+    shapes.
     """
     if np.shape(pred) != np.shape(target):
         raise UserError(f"prediction has shape {np.shape(pred)}, target {np.shape(target)}; "
@@ -139,7 +142,8 @@ def threshold_edges(
     bins: int = 1024, # a power of two, at most 65536
 ) -> np.ndarray: # (bins,), rising, the first is 0
     "The thresholds a histogram of `bins` can tell apart: p >= edge k means bin >= k."
-    if bins < 2 or bins > 65536 or bins & (bins - 1): raise UserError(f"bins={bins}; expected a power of two from 2 to 65536, such as 1024")
+    if bins < 2 or bins > 65536 or bins & (bins - 1):
+        raise UserError(f"bins={bins}; expected a power of two from 2 to 65536, such as 1024")
     return np.maximum(0, (np.arange(bins) * (65536 // bins) - 0.5) / 65535)
 
 def binary_histogram(

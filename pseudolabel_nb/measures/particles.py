@@ -42,7 +42,8 @@ def _assign(i: np.ndarray, j: np.ndarray, d: np.ndarray, scores: np.ndarray | No
     if len(i) == 1: return np.array([[i[0], j[0]]], np.int64)
     rows, r = np.unique(i, return_inverse=True)
     columns, c = np.unique(j, return_inverse=True)
-    weight = np.ones(len(i)) if scores is None else 1 + np.unique(np.nan_to_num(scores, nan=-np.inf), return_inverse=True)[1]
+    weight = np.ones(len(i)) if scores is None else 1 + np.unique(
+        np.nan_to_num(scores, nan=-np.inf), return_inverse=True)[1]
     gain = np.zeros((len(rows), len(columns)))
     gain[r, c] = weight - d / (len(rows) + 1)
     a, b = linear_sum_assignment(gain, maximize=True)
@@ -64,7 +65,8 @@ class Matching:
 
     def __repr__(self) -> str:
         hits, false, left = ((self.picks == k).sum() for k in (HIT, FALSE, LEFT_OUT))
-        return f"Matching({self.image or 'unnamed'}: {hits} hits, {false} false, {(self.particles == FALSE).sum()} missed; left out: {left} picks, {(self.particles == LEFT_OUT).sum()} particles)"
+        return (f"Matching({self.image or 'unnamed'}: {hits} hits, {false} false, {(self.particles == FALSE).sum()} "
+                f"missed; left out: {left} picks, {(self.particles == LEFT_OUT).sum()} particles)")
 
 def match_picks(
     picks, # `Picks`, or (n, 2) x, y in px
@@ -87,7 +89,8 @@ def match_picks(
     rest = np.flatnonzero((of_picks != HIT) & ~aside)
     aside[rest[one_to_one(a[rest], b[unknown], within * diameter, scores[rest])[:, 0]]] = True
     of_picks[aside & (of_picks != HIT)] = LEFT_OUT
-    return Matching(_said(particles, "image") or _said(picks, "image") or "", pairs, np.linalg.norm(a[pairs[:, 0]] - b[pairs[:, 1]], axis=1), of_picks, of_particles, scores)
+    return Matching(_said(particles, "image") or _said(picks, "image") or "", pairs,
+                    np.linalg.norm(a[pairs[:, 0]] - b[pairs[:, 1]], axis=1), of_picks, of_particles, scores)
 
 def _said(points, name: str, otherwise=None):
     "What `Picks` say; an array says nothing but its centers."
@@ -97,17 +100,23 @@ def _centers(points) -> np.ndarray: # float64 (n, 2)
     "The centers of picks, or the array itself; raises `UserError` for another shape."
     found = np.asarray(getattr(points, "centers", points), float)
     if found.size == 0: return found.reshape(0, 2)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all(): raise UserError(f"centers of shape {found.shape}{'' if np.isfinite(found).all() else ' with NaN'}; expected (n, 2) finite numbers, x and y in px, one row a particle")
+    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
+        raise UserError(f"centers of shape {found.shape}{'' if np.isfinite(found).all() else ' with NaN'}; expected "
+                        "(n, 2) finite numbers, x and y in px, one row a particle")
     return found
 
 def _diameter(particles, given: float | None) -> float: # px
     "The diameter given, or the median size of the particles."
     sizes = np.asarray(_said(particles, "sizes", ()), float)
     found = given if given is not None or not np.isfinite(sizes).any() else np.nanmedian(sizes)
-    if found is None or not 0 < found < np.inf: raise UserError(f"the particles' diameter is {given}, and they have no sizes; expected a number of px over 0, so pass diameter=")
+    if found is None or not 0 < found < np.inf:
+        raise UserError(f"the particles' diameter is {given}, and they have no sizes; "
+                        "expected a number of px over 0, so pass diameter=")
     return float(found)
 
-def _left_out(centers: np.ndarray, size: tuple[int, int] | None, margin: float, ignore: np.ndarray | None) -> np.ndarray: # bool (n,)
+# bool (n,)
+def _left_out(centers: np.ndarray, size: tuple[int, int] | None, margin: float,
+              ignore: np.ndarray | None) -> np.ndarray:
     "Which centers lie less than `margin` from the border, or where nothing is known."
     x, y = centers.T
     out = np.zeros(len(centers), bool)
@@ -130,16 +139,20 @@ class ParticleScores:
 
     def __str__(self) -> str:
         area = "" if np.isnan(self.auprc) else f", AUPRC {self.auprc:.3f}"
-        return f"particle F1 {self.f1:.3f} (precision {self.precision:.3f}, recall {self.recall:.3f}{area}; {self.hits:,} hits, {self.false:,} false, {self.missed:,} missed)"
+        return (f"particle F1 {self.f1:.3f} (precision {self.precision:.3f}, recall {self.recall:.3f}{area}; "
+                f"{self.hits:,} hits, {self.false:,} false, {self.missed:,} missed)")
 
-def _all(matchings: Iterable[Matching]) -> tuple[np.ndarray, np.ndarray, int]: # scores and hits of the picks that count; particles that count
+# scores and hits of the picks that count; particles that count
+def _all(matchings: Iterable[Matching]) -> tuple[np.ndarray, np.ndarray, int]:
     matchings = [matchings] if isinstance(matchings, Matching) else list(matchings)
-    scores, picks, particles = (np.concatenate([[], *(getattr(m, k) for m in matchings)]) for k in ("scores", "picks", "particles"))
+    scores, picks, particles = (
+        np.concatenate([[], *(getattr(m, k) for m in matchings)]) for k in ("scores", "picks", "particles"))
     return scores[picks != LEFT_OUT], picks[picks != LEFT_OUT] == HIT, int((particles != LEFT_OUT).sum())
 
 def _ratios(hits, picked, particles): # precision, recall, f1; 0/0 is 0
-    divide = lambda a, b: np.asarray(a, float) / np.maximum(b, 1)
-    return divide(hits, picked), divide(hits, particles), divide(2 * np.asarray(hits), np.asarray(picked) + particles)
+    share_of = lambda a, b: np.asarray(a, float) / np.maximum(b, 1)
+    return share_of(hits, picked), share_of(hits, particles), share_of(
+        2 * np.asarray(hits), np.asarray(picked) + particles)
 
 def particle_curve(
     matchings: Matching | Iterable[Matching],
@@ -169,7 +182,9 @@ def best_particle_threshold(
 ) -> tuple[float, float]: # threshold, its F1
     "The score from which on picks are kept for the highest pooled F1; raises `UserError` without scores."
     thresholds, _, _, f1 = particle_curve(matchings)
-    if not len(f1): raise UserError("the picks have no scores, or there are none; expected scored picks, so pass picks made from probabilities")
+    if not len(f1):
+        raise UserError(
+            "the picks have no scores, or there are none; expected scored picks, so pass picks made from probabilities")
     return float(thresholds[f1.argmax()]), float(f1.max())
 
 def particle_table(

@@ -23,7 +23,8 @@ class Prior:
     interval: tuple[float, float] # of the foreground ratio; (0, 1) where one image or group shows no spread
     n_images: int
     pixels: tuple[int, ...] = () # labeled pixels of each class
-    per_group: dict[str, float] = field(default_factory=dict) # foreground ratio of each group; empty where no groups were given
+    # foreground ratio of each group; empty where no groups were given
+    per_group: dict[str, float] = field(default_factory=dict)
 
     @property
     def foreground(self) -> float: # in (0, 1]
@@ -33,7 +34,8 @@ class Prior:
     def __str__(self):
         low, high = self.interval
         where = f" in {len(self.per_group)} groups" if self.per_group else ""
-        return f"foreground {100 * self.foreground:.2f} % [{100 * low:.2f} %, {100 * high:.2f} %] from {self.n_images} image{'s' * (self.n_images != 1)}{where}"
+        return (f"foreground {100 * self.foreground:.2f} % [{100 * low:.2f} %, {100 * high:.2f} %] from "
+                f"{self.n_images} image{'s' * (self.n_images != 1)}{where}")
 
 # %% ../../nbs/measures/01_prior.ipynb #e7db820a
 def ratio_interval(
@@ -54,13 +56,16 @@ def estimate_prior(
     seed: int = 0, # of the bootstrap
     confidence: float = 0.95, # of the interval
 ) -> Prior:
-    "Class ratios pooled over `masks`, with an interval over images or groups; `UserError` where there is no mask, labeled pixel or foreground."
-    counts = np.array([class_pixels(m, n_classes, what=f"labeled mask {i}") for i, m in enumerate(masks)], int).reshape(-1, n_classes)
+    """Class ratios pooled over `masks`, with an interval over images or groups; `UserError` where there is no mask,
+    labeled pixel or foreground."""
+    counts = np.array(
+        [class_pixels(m, n_classes, what=f"labeled mask {i}") for i, m in enumerate(masks)], int).reshape(-1, n_classes)
     _check(counts)
     names, units = sum_by_group(counts, groups)
     units, names = units[units.sum(1) > 0], [n for n, u in zip(names, units) if u.sum()]
     per_group = {} if groups is None else dict(zip(names, _foreground(units).tolist()))
-    return Prior(tuple((counts.sum(0) / counts.sum()).tolist()), ratio_interval(units, seed, confidence), len(counts), tuple(counts.sum(0).tolist()), per_group)
+    return Prior(tuple((counts.sum(0) / counts.sum()).tolist()), ratio_interval(units, seed, confidence), len(counts),
+                 tuple(counts.sum(0).tolist()), per_group)
 
 def _foreground(
     counts: np.ndarray, # (units, n_classes), no row all 0
@@ -72,24 +77,30 @@ def _check(
     counts: np.ndarray, # (n_images, n_classes)
 ) -> None:
     "Raise `UserError` where a ratio cannot be estimated or would be 0."
-    if not len(counts): raise UserError("labeled masks: found none; expected at least one, so label an image or raise the labeled ratio")
+    if not len(counts):
+        raise UserError(
+            "labeled masks: found none; expected at least one, so label an image or raise the labeled ratio")
     if not counts.sum():
         raise UserError(f"labeled masks: every pixel of the {len(counts)} is 255 (ignored); "
                         "expected some labeled pixels, so check how the masks were read")
     if not counts[:, 1:].any():
-        raise UserError(f"labeled masks: no foreground pixel in the {len(counts)}; "
-                        "expected some, so raise the labeled ratio, try another seed, or check that foreground is 1 in the masks")
+        raise UserError(f"labeled masks: no foreground pixel in the {len(counts)}; expected some, so raise the "
+                        "labeled ratio, try another seed, or check that foreground is 1 in the masks")
 
 # %% ../../nbs/measures/01_prior.ipynb #ba6b2a1b
 def best_bin_prior(
-    positive: np.ndarray, # (bins,) histogram of the scores of marked foreground pixels that the network was not trained on
+    # (bins,) histogram of the scores of marked foreground pixels that the network was not trained on
+    positive: np.ndarray,
     unlabeled: np.ndarray, # (bins,) histogram of the scores of unlabeled pixels, same bins, lowest score first
     delta: float = 0.1, # probability that the bound may fail
     gamma: float = 0.01, # how much wider than its due the margin is
 ) -> float: # in (0, 1]
-    "Share of foreground among the unlabeled pixels, by Best Bin Estimation (Garg 2021); `UserError` for histograms that are empty or do not match."
+    """Share of foreground among the unlabeled pixels, by Best Bin Estimation (Garg 2021); `UserError` for histograms
+    that are empty or do not match."""
     p, u = _histogram(positive, "of marked foreground"), _histogram(unlabeled, "of unlabeled pixels")
-    if p.shape != u.shape: raise UserError(f"histograms of scores have {len(p)} and {len(u)} bins; expected the same bins for marked and unlabeled pixels, so make both with the same edges")
+    if p.shape != u.shape:
+        raise UserError(f"histograms of scores have {len(p)} and {len(u)} bins; expected the same bins "
+                        "for marked and unlabeled pixels, so make both with the same edges")
     above_p, above_u = np.cumsum(p[::-1]), np.cumsum(u[::-1])
     margin = (1 + gamma) * sum(np.sqrt(np.log(4 / delta) / (2 * h.sum())) for h in (p, u))
     asked = (above_p > 0) & (above_u > 0)
@@ -104,5 +115,6 @@ def _histogram(
     "Counts as numbers; `UserError` where there are none."
     counts = np.asarray(counts, float)
     if counts.ndim != 1 or not counts.size or not (counts >= 0).all() or not counts.sum() > 0:
-        raise UserError(f"histogram of scores {what}: shape {counts.shape}, sum {counts.sum():g}; expected one row of counts with at least one pixel, so predict some images first")
+        raise UserError(f"histogram of scores {what}: shape {counts.shape}, sum {counts.sum():g}; expected one "
+                        "row of counts with at least one pixel, so predict some images first")
     return counts

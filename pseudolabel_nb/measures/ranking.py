@@ -20,9 +20,12 @@ from .statistics import Interval, finite_values, paired_interval, resample_weigh
 def holm(
     p: Sequence[float], # (m,), each in [0, 1]
 ) -> np.ndarray: # (m,), in the order given
-    "p-values corrected for being `m` (Holm 1979): claim what is at most α, and the chance of any false claim is at most α. Raises `UserError` outside [0, 1]."
+    """p-values corrected for being `m` (Holm 1979): claim what is at most α, and the chance of any false claim is at
+    most α. Raises `UserError` outside [0, 1]."""
     p = np.asarray(p, float).ravel()
-    if not ((p >= 0) & (p <= 1)).all(): raise UserError(f"p-values: found {p.tolist()}; expected each in 0 to 1, so leave out strategies that were not tested")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise UserError(
+            f"p-values: found {p.tolist()}; expected each in 0 to 1, so leave out strategies that were not tested")
     order, adjusted = np.argsort(p, kind="stable"), np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
@@ -30,7 +33,8 @@ def holm(
 # %% ../../nbs/measures/04_ranking.ipynb #7b70ee22
 @dataclass(frozen=True)
 class Ranked:
-    "One strategy of a ranking; `first` and `last` are the ranks it may truly have, `p_best` the share of bootstrap draws in which it leads (nan for one seed)."
+    """One strategy of a ranking; `first` and `last` are the ranks it may truly have, `p_best` the share of bootstrap
+    draws in which it leads (nan for one seed)."""
     name: str
     interval: Interval
     positive: int
@@ -48,7 +52,9 @@ def text_table(
 
 @dataclass(frozen=True, repr=False)
 class Ranking:
-    "Strategies by mean gain. `together` are the first and those not told from it; `lead` is the gain of the first over the next."
+    """Strategies by mean gain.
+
+    `together` are the first and those not told from it; `lead` is the gain of the first over the next."""
     rows: tuple[Ranked, ...]
     together: tuple[str, ...]
     lead: Interval | None = None
@@ -69,8 +75,12 @@ class Ranking:
 
     def _cells(self) -> list[tuple[str, ...]]:
         head = ("", "gain", "95 % interval", "seeds", "p Holm", "best in", "rank")
-        return [head, *((r.name, f"{100 * r.interval.mean:+.1f}", "" if r.interval.n == 1 else f"[{100 * r.interval.low:+.1f}, {100 * r.interval.high:+.1f}]", f"{r.positive} of {r.interval.n} up",
-                         p_text(r.p_holm), "" if np.isnan(r.p_best) else f"{r.p_best:.0%}", f"{r.first}" if r.first == r.last else f"{r.first} to {r.last}") for r in self.rows)]
+        return (
+            [head,
+             *((r.name, f"{100 * r.interval.mean:+.1f}",
+                "" if r.interval.n == 1 else f"[{100 * r.interval.low:+.1f}, {100 * r.interval.high:+.1f}]",
+                f"{r.positive} of {r.interval.n} up", p_text(r.p_holm), "" if np.isnan(r.p_best) else f"{r.p_best:.0%}",
+                f"{r.first}" if r.first == r.last else f"{r.first} to {r.last}") for r in self.rows)])
 
     def __str__(self): return f"{text_table(self._cells())}\n{self.conclusion}"
 
@@ -86,7 +96,8 @@ def _matrix(gains: Mapping[str, Sequence[float]]) -> tuple[list[str], np.ndarray
     values = {name: finite_values(g) for name, g in gains.items()}
     if len({len(v) for v in values.values()}) != 1:
         found = ", ".join(f"{name} {len(v)}" for name, v in values.items()) or "no strategy"
-        raise UserError(f"gains: found {found}; expected at least one strategy and as many seeds for each, in the same order, so keep the seeds that all have")
+        raise UserError(f"gains: found {found}; expected at least one strategy and as many seeds "
+                        "for each, in the same order, so keep the seeds that all have")
     names = sorted(values, key=lambda name: (-values[name].mean(), name))
     return names, np.stack([values[name] for name in names], 1)
 
@@ -120,11 +131,13 @@ def rank(
     draws: int = 4000, # of the bootstrap
     seed: int = 0, # of the bootstrap
 ) -> Ranking:
-    "Strategies by mean gain with intervals of gain and of rank, Holm's p against 0, and the best one only if it can be told; raises `UserError` unless all have the same seeds."
+    """Strategies by mean gain with intervals of gain and of rank, Holm's p against 0, and the best one only if it can
+    be told; raises `UserError` unless all have the same seeds."""
     names, values = _matrix(gains)
     above, share, k = _told_above(values, alpha), _share_best(values, draws, seed), len(names)
     p = holm(t_test_p(values))
-    rows = [Ranked(name, paired_interval(g, 1 - alpha), int((g > 0).sum()), float(p[i]), float(share[i]), 1 + int(above[:, i].sum()), k - int(above[i].sum()))
+    rows = [Ranked(name, paired_interval(g, 1 - alpha), int((g > 0).sum()), float(p[i]), float(share[i]),
+                   1 + int(above[:, i].sum()), k - int(above[i].sum()))
             for i, (name, g) in enumerate(zip(names, values.T))]
     lead = paired_interval(values[:, 0] - values[:, 1], 1 - alpha) if k > 1 else None
     return Ranking(tuple(rows), tuple(name for i, name in enumerate(names) if not above[0, i]), lead)

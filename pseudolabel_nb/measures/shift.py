@@ -23,7 +23,8 @@ def black_box_shift(
     known: np.ndarray, # (2, bins): background and foreground pixels of validation by foreground probability
     pixels: np.ndarray, # (bins,): unlabeled pixels
 ) -> float: # in [0, 1]; nan where the network finds nothing
-    "The foreground ratio that explains how often foreground is called (Lipton 2018), at the threshold of the best F1 on validation."
+    """The foreground ratio that explains how often foreground is called (Lipton 2018), at the threshold of the best F1
+    on validation."""
     k = int(np.searchsorted(threshold_edges(known.shape[1]), best_threshold(known)[0] - 1e-9))
     fpr, tpr = known[:, k:].sum(1) / known.sum(1)
     called = pixels[k:].sum() / pixels.sum()
@@ -37,8 +38,11 @@ def em_shift(
     steps: int = 2000,
     tolerance: float = 1e-7,
 ) -> float: # in [0, 1]
-    "The foreground ratio under which the unlabeled scores are most likely (Saerens 2002); raises `UserError` for a prior outside (0, 1)."
-    if not 0 < prior < 1: raise UserError(f"prior is {prior}; expected a share between 0 and 1: that of foreground among the validation pixels")
+    """The foreground ratio under which the unlabeled scores are most likely (Saerens 2002); raises `UserError` for a
+    prior outside (0, 1)."""
+    if not 0 < prior < 1:
+        raise UserError(
+            f"prior is {prior}; expected a share between 0 and 1: that of foreground among the validation pixels")
     weights, found = pixels / pixels.sum(), prior
     for _ in range(steps):
         up, down = calibrated * found / prior, (1 - calibrated) * (1 - found) / (1 - prior)
@@ -49,7 +53,8 @@ def em_shift(
 # %% ../../nbs/measures/07_shift.ipynb #f144851d
 def _pu(known: np.ndarray, pixels: np.ndarray) -> float: return best_bin_prior(known[1], pixels)
 
-def _em(known: np.ndarray, pixels: np.ndarray) -> float: return em_shift(calibrate(known, "platt"), pixels, known[1].sum() / known.sum())
+def _em(known: np.ndarray, pixels: np.ndarray) -> float:
+    return em_shift(calibrate(known, "platt"), pixels, known[1].sum() / known.sum())
 
 estimators: dict[str, Callable] = {"black box": black_box_shift, "likelihood": _em, "best bin": _pu}
 
@@ -71,27 +76,35 @@ def estimate_shift(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> list[RatioEstimate]:
-    "The foreground ratio of the unlabeled images by each method, intervals by drawing validation and unlabeled images anew; from 0 to 1 where a single image shows no spread. Raises `UserError` without foreground or background in validation."
+    """The foreground ratio of the unlabeled images by each method, intervals by drawing validation and unlabeled images
+    anew; from 0 to 1 where a single image shows no spread. Raises `UserError` without foreground or background in
+    validation."""
     known, pixels = np.asarray(known, float), np.asarray(pixels, float)
     _check_both(known, pixels)
     rng = random_stream(seed, "prior shift")
-    draws = list(zip(resample_weights(len(known), n, rng), resample_weights(len(pixels), n, rng))) if min(len(known), len(pixels)) > 1 else []
-    return [_estimate(name, lookup(estimators, name, "estimate of the prior"), known, pixels, draws, confidence) for name in methods]
+    draws = (list(zip(resample_weights(len(known), n, rng), resample_weights(len(pixels), n, rng)))
+             if min(len(known), len(pixels)) > 1
+             else [])
+    return [_estimate(name, lookup(estimators, name, "estimate of the prior"), known, pixels, draws, confidence)
+            for name in methods]
 
 def _check_both(known: np.ndarray, pixels: np.ndarray) -> None:
     "Raise `UserError` where an estimate would divide by 0."
     background, foreground = known.sum((0, 2)) if known.ndim == 3 and len(known) else (0, 0)
     if background and foreground and pixels.sum(): return
-    raise UserError(f"prior shift: found {background:.0f} background and {foreground:.0f} foreground pixels in validation and {pixels.sum():.0f} unlabeled ones; expected some of each, so give more images")
+    raise UserError(f"prior shift: found {background:.0f} background and {foreground:.0f} foreground pixels in "
+                    f"validation and {pixels.sum():.0f} unlabeled ones; expected some of each, so give more images")
 
-def _estimate(name: str, estimator: Callable, known: np.ndarray, pixels: np.ndarray, draws: list, confidence: float) -> RatioEstimate:
+def _estimate(name: str, estimator: Callable, known: np.ndarray, pixels: np.ndarray, draws: list,
+              confidence: float) -> RatioEstimate:
     "One method on all images, and on every draw that holds foreground."
     value = estimator(known.sum(0), pixels.sum(0))
     pairs = ((np.tensordot(a, known, 1), b @ pixels) for a, b in draws)
     found = np.array([estimator(k, u) for k, u in pairs if k.sum(1).all()])
     found = found[np.isfinite(found)]
     if len(found) < 2: return RatioEstimate(name, value, 0.0, 1.0)
-    return RatioEstimate(name, value, *np.clip(percentile_interval(found, min(len(known), len(pixels)), confidence), 0, 1))
+    return RatioEstimate(
+        name, value, *np.clip(percentile_interval(found, min(len(known), len(pixels)), confidence), 0, 1))
 
 # %% ../../nbs/measures/07_shift.ipynb #6db64acb
 upper_bounds = ("best bin",) # methods whose estimate is too high where nothing is pure
@@ -99,7 +112,8 @@ upper_bounds = ("best bin",) # methods whose estimate is too high where nothing 
 @dataclass(frozen=True)
 class Agreement:
     "How far estimates lie apart."
-    spread: float # (largest − smallest) / ratio, an upper bound counted only where it lies below; nan where one is not a number
+    # (largest − smallest) / ratio, an upper bound counted only where it lies below; nan where one is not a number
+    spread: float
     apart: bool # is there a pair whose intervals have nothing in common, and do they differ by more than the tolerance?
     ratio: float # the mean of those that are no bound, to go on with
 

@@ -76,7 +76,8 @@ def sign_flip_p(
     "Two-sided sign-flip p-value of the mean gain: exact up to 20 gains, beyond that from 100,000 sampled flips."
     gains = finite_values(gains)
     sums = np.abs(_flipped_sums(gains, seed))
-    return float((sums >= sums[0] - 1e-12 * np.abs(gains).sum()).mean()) # a tie is a tie, whatever rounding makes of 0.1 + 0.2 - 0.3
+    # a tie is a tie, whatever rounding makes of 0.1 + 0.2 - 0.3
+    return float((sums >= sums[0] - 1e-12 * np.abs(gains).sum()).mean())
 
 # %% ../../nbs/measures/02_statistics.ipynb #448e92e1
 def resample_weights(
@@ -96,7 +97,8 @@ def sum_by_group(
     counts = np.asarray(counts)
     if groups is None: return [str(i) for i in range(len(counts))], counts
     groups = [str(g) for g in groups]
-    if len(groups) != len(counts): raise UserError(f"groups: found {len(groups)} names for {len(counts)} images; expected one name an image")
+    if len(groups) != len(counts):
+        raise UserError(f"groups: found {len(groups)} names for {len(counts)} images; expected one name an image")
     names, at = np.unique(groups, return_inverse=True)
     total = np.zeros((len(names), counts.shape[1]), counts.dtype)
     np.add.at(total, at, counts)
@@ -123,7 +125,8 @@ class Gain:
     high: float
     probability: float
 
-    def __str__(self): return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}], better with probability {self.probability:.2f}"
+    def __str__(self):
+        return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}], better with probability {self.probability:.2f}"
 
 def bootstrap_gain(
     counts_a: np.ndarray, # (n_images, 3): tp, fp, fn of each image; or (seeds, n_images, 3)
@@ -133,20 +136,23 @@ def bootstrap_gain(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Gain:
-    """Paired bootstrap of F1(b) − F1(a), counts pooled over images (Efron 1979); of several seeds their mean, the same images drawn for all.
+    """Paired bootstrap of F1(b) − F1(a), counts pooled over images (Efron 1979); of several seeds their mean, the same
+    images drawn for all.
 
-    One image or group alone shows no spread: low, high = −1, 1 and probability 0.5. Raises `UserError` unless both have the same images.
+    One image or group alone shows no spread: low, high = −1, 1 and probability 0.5. Raises `UserError` unless both have
+    the same images.
     """
     a, b = np.asarray(counts_a), np.asarray(counts_b)
     if a.shape != b.shape or a.ndim not in (2, 3) or a.shape[-1] != 3 or not a.size:
-        raise UserError(f"counts: found shapes {a.shape} and {b.shape}; "
-                        "expected the same (images, 3) for both with tp, fp, fn, at least one image, so score both on the same images")
+        raise UserError(f"counts: found shapes {a.shape} and {b.shape}; expected the same (images, 3) for both "
+                        "with tp, fp, fn, at least one image, so score both on the same images")
     images = np.moveaxis(np.concatenate([a, b], -1).reshape(-1, a.shape[-2], 6), 0, 1) # (n_images, seeds, 6)
     units = sum_by_group(images.reshape(len(images), -1), groups)[1].astype(float)
     gain = _gain(units.sum(0))
     if len(units) == 1: return Gain(float(gain), -1.0, 1.0, 0.5)
     draws = _gain(resample_weights(len(units), n, random_stream(seed, "bootstrap")) @ units)
-    return Gain(float(gain), *percentile_interval(draws, len(units), confidence), float((draws > 0).mean() + (draws == 0).mean() / 2))
+    return Gain(float(gain), *percentile_interval(draws, len(units), confidence),
+                float((draws > 0).mean() + (draws == 0).mean() / 2))
 
 def _gain(
     counts: np.ndarray, # (..., seeds * 6): of each seed tp, fp, fn of a, then of b

@@ -22,7 +22,9 @@ def save_tensors(
 ) -> None:
     "Write named tensors and facts, whole or not at all."
     from safetensors.torch import save
-    write_bytes(path, save({n: t.detach().contiguous().clone() for n, t in tensors.items()}, metadata={"facts": json.dumps(facts)}))
+    write_bytes(
+        path,
+        save({n: t.detach().contiguous().clone() for n, t in tensors.items()}, metadata={"facts": json.dumps(facts)}))
 
 def load_tensors(
     path: str | Path,
@@ -33,7 +35,8 @@ def load_tensors(
         with safe_open(path, framework="pt") as f:
             return {n: f.get_tensor(n) for n in f.keys()}, json.loads((f.metadata() or {}).get("facts", "{}"))
     except (FileNotFoundError, SafetensorError) as e:
-        raise UserError(f"{path}: cannot be read as safetensors ({e}); expected a checkpoint written by this package, so check the path or train again") from None
+        raise UserError(f"{path}: cannot be read as safetensors ({e}); expected a checkpoint written "
+                        "by this package, so check the path or train again") from None
 
 # %% ../../nbs/models/01_checkpoints.ipynb #52235726
 def save_network(path: str | Path, network: nn.Module, **facts) -> None:
@@ -48,7 +51,9 @@ def load_network(
     tensors, facts = load_tensors(path)
     try: network.load_state_dict(tensors)
     except RuntimeError as e:
-        raise UserError(f"{path}: holds another network than the one built here ({' '.join(str(e).split())[:200]}); pass the network options of the run it comes from") from None
+        raise UserError(
+            f"{path}: holds another network than the one built here ({' '.join(str(e).split())[:200]}); "
+            "pass the network options of the run it comes from") from None
     return facts
 
 # %% ../../nbs/models/01_checkpoints.ipynb #2f81c0a1
@@ -59,7 +64,9 @@ def load_matching(
     "Read those weights and buffers whose name and shape the network has; `UserError` if there are none."
     tensors, own = load_tensors(path)[0], network.state_dict()
     fitting = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
-    if not fitting: raise UserError(f"{path}: has no weights of a network like the one built here; expected the same network and options, so pass those it was trained with")
+    if not fitting:
+        raise UserError(f"{path}: has no weights of a network like the one built here; expected the "
+                        "same network and options, so pass those it was trained with")
     network.load_state_dict(own | fitting)
     return tuple(n for n in own if n not in fitting)
 
@@ -70,7 +77,8 @@ def training_state(
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Tensor]:
     "All that a training step changes, as named tensors."
-    state = {f"student.{n}": t for n, t in student.state_dict().items()} | {f"average.{n}": t for n, t in average.state_dict().items()}
+    state = {f"student.{n}": t for n, t in student.state_dict().items()} | {
+        f"average.{n}": t for n, t in average.state_dict().items()}
     moments = optimizer.state_dict()["state"]
     return state | {f"optimizer.{k}.{n}": t for k, named in moments.items() for n, t in named.items()}
 

@@ -31,7 +31,9 @@ def joint_device() -> torch.device | None:
 def _joined(): # -> accelerate.PartialState
     "The group of the processes, met at the first call."
     try: from accelerate import PartialState
-    except ImportError: raise UserError("several processes were launched, but accelerate is not installed; install it: pip install 'pseudolabel_nb[accelerate]'") from None
+    except ImportError:
+        raise UserError("several processes were launched, but accelerate is not installed; "
+                        "install it: pip install 'pseudolabel_nb[accelerate]'") from None
     state = PartialState()
     _leave_at_exit()
     return state
@@ -53,7 +55,8 @@ def rows_of(
 def forward(
     network: nn.Module,
     images: Tensor, # (n, channels, H, W), the same in every process
-) -> Tensor: # logits of all rows, the same in every process; gradients reach the network through this process's rows only
+# logits of all rows, the same in every process; gradients reach the network through this process's rows only
+) -> Tensor:
     "`network(images)`, its rows divided among the processes."
     if processes() == 1: return logits_of(network, images)
     mine = rows_of(len(images), process_number(), processes())
@@ -83,7 +86,9 @@ def share_gradients(
 ) -> None:
     "Add up the gradients over the processes, and average the buffers."
     if processes() == 1: return
-    gradients, averages = ([t for t in found if t is not None and t.is_floating_point()] for found in ((p.grad for p in network.parameters()), network.buffers()))
+    gradients, averages = (
+        [t for t in found if t is not None and t.is_floating_point()]
+        for found in ((p.grad for p in network.parameters()), network.buffers()))
     _sum_all([*gradients, *averages])
     for b in averages: b.div_(processes())
 
@@ -108,6 +113,7 @@ def own_folder(
 
 def _copy(out: Path, spare: Path) -> Path:
     "What is needed to go on: all but the predictions of finished runs."
-    finished = lambda folder, names: {"predictions", ".lock"} & {*names} if (Path(folder) / "result.json").exists() else {".lock"} & {*names}
+    finished = lambda folder, names: {"predictions", ".lock"} & {*names} if (
+        Path(folder) / "result.json").exists() else {".lock"} & {*names}
     if out.exists(): shutil.copytree(out, spare, ignore=finished)
     return spare

@@ -50,8 +50,10 @@ def unet(
     "MONAI's U-Net (Ronneberger 2015; residual units after Kerfoot 2018)."
     from monai.networks.layers.simplelayers import SkipConnection
     from monai.networks.nets import UNet
-    made = UNet(2, channels, n_classes, tuple(widths), (2,) * (len(widths) - 1), num_res_units=res_units, norm="batch", act=activation)
-    below = [m.submodule for m in made.modules() if isinstance(m, SkipConnection)] # down, deeper, up; at the bottom one block
+    made = UNet(2, channels, n_classes, tuple(widths), (2,) * (len(widths) - 1), num_res_units=res_units, norm="batch",
+                act=activation)
+    # down, deeper, up; at the bottom one block
+    below = [m.submodule for m in made.modules() if isinstance(m, SkipConnection)]
     made.encoder_features = [made.model[0], *(b[0] if type(b) is nn.Sequential else b for b in below)]
     return made
 
@@ -75,10 +77,13 @@ def build_network(
     precision: str = "float32", # or "bfloat16": what `logits_of` computes with; weights and logits stay float32
     **options, # to the registered function
 ) -> nn.Module: # in channels-last memory format
-    "A freshly initialized network; the same seed gives the same weights. Raises `UserError` for an unknown name or option."
+    """A freshly initialized network; the same seed gives the same weights.
+
+    Raises `UserError` for an unknown name or option."""
     make = lookup(networks, name, "network")
     if unknown := set(options) - set(inspect.signature(make).parameters):
-        raise UserError(f"network {name!r} has no option {', '.join(sorted(unknown))}; expected some of: {', '.join([*list(inspect.signature(make).parameters)[2:], 'precision'])}")
+        raise UserError(f"network {name!r} has no option {', '.join(sorted(unknown))}; expected some of: "
+                        f"{', '.join([*list(inspect.signature(make).parameters)[2:], 'precision'])}")
     seed_torch(seed, "weights")
     made = make(channels, n_classes, **options).to(memory_format=torch.channels_last)
     made.precision = str(lookup(precisions, precision, "precision")).removeprefix("torch.")
@@ -101,10 +106,15 @@ def feature_dropout(
     network: nn.Module, # says where its features are in `encoder_features`
     share: float = 0.5, # of the channels, in [0, 1)
 ) -> Iterator[None]:
-    "Inside the block the encoder's channels are dropped at random and the others scaled up (`dropout2d`); `UserError` where the network does not say where they are."
+    """Inside the block the encoder's channels are dropped at random and the others scaled up (`dropout2d`); `UserError`
+    where the network does not say where they are."""
     features = getattr(network, "encoder_features", None)
-    if not features: raise UserError(f"{type(network).__name__} has no attribute encoder_features, which feature dropout needs; expected a list of the modules whose outputs are its encoder's features, so set it, or feature_dropout=0")
-    hooks = [m.register_forward_hook(lambda module, inputs, output: nn.functional.dropout2d(output, share)) for m in features]
+    if not features:
+        raise UserError(
+            f"{type(network).__name__} has no attribute encoder_features, which feature dropout needs; expected a "
+            "list of the modules whose outputs are its encoder's features, so set it, or feature_dropout=0")
+    hooks = [m.register_forward_hook(lambda module, inputs, output: nn.functional.dropout2d(output, share))
+             for m in features]
     try: yield
     finally:
         for hook in hooks: hook.remove()

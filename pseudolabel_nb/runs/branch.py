@@ -23,7 +23,9 @@ def steps_left(
 ) -> list[int]: # of each round to come
     "What is left, in equal parts (a remainder to the first of them); `UserError` where a round would have none."
     coming, rest = rounds + 1 - len(done), steps - sum(done)
-    if coming > 0 and rest < coming: raise UserError(f"{rest} of {steps} steps are left for {coming} more round{'s' * (coming > 1)}; expected at least one step a round, so branch from an earlier round, or ask for fewer rounds")
+    if coming > 0 and rest < coming:
+        raise UserError(f"{rest} of {steps} steps are left for {coming} more round{'s' * (coming > 1)}; expected at "
+                        "least one step a round, so branch from an earlier round, or ask for fewer rounds")
     return [rest // coming + (k < rest % coming) for k in range(coming)]
 
 # %% ../../nbs/runs/05_branch.ipynb #975b64cf
@@ -39,14 +41,23 @@ def _set(strategy: dict, name: str, value, run: Run) -> None:
     *path, last = name.split(".")
     part = _at(strategy, ".".join(path)) if path else strategy
     if path[:1] == ["settings"] or name in run.config and name != "strategy" or name in run.config.get("settings", {}):
-        raise UserError(f"{run.folder}: {name} was settled when its first round was trained; a branch can change the strategy of the rounds to come (selector, schedule, method, rounds), so begin a new run for another {last}")
-    if not isinstance(part, dict) or last not in part or last == "kind": raise UserError(f"{run.folder}: its strategy has no {name!r}; expected a field such as {', '.join(_fields(strategy)[:6])}, so correct the name")
-    if not _alike(part[last], value): raise UserError(f"{run.folder}: {name} is {part[last]!r} and cannot become {value!r}; expected a value of that kind, so give one")
+        raise UserError(
+            f"{run.folder}: {name} was settled when its first round was trained; a branch can change the strategy of "
+            f"the rounds to come (selector, schedule, method, rounds), so begin a new run for another {last}")
+    if not isinstance(part, dict) or last not in part or last == "kind":
+        raise UserError(f"{run.folder}: its strategy has no {name!r}; expected a field such as "
+                        f"{', '.join(_fields(strategy)[:6])}, so correct the name")
+    if not _alike(part[last], value):
+        raise UserError(f"{run.folder}: {name} is {part[last]!r} and cannot become "
+                        f"{value!r}; expected a value of that kind, so give one")
     part[last] = value
 
 def _fields(strategy: dict) -> list[str]:
     "Dotted names of what a branch mostly changes."
-    return ["rounds", *(f"{part}.{name}" for part in ("selector", "schedule", "method") for name in strategy.get(part) or () if name != "kind")]
+    return ["rounds",
+            *(f"{part}.{name}"
+              for part in ("selector", "schedule", "method")
+              for name in strategy.get(part) or () if name != "kind")]
 
 def _alike(old, new) -> bool:
     "May `new` stand where `old` does? Numbers for numbers, words for words, parts for parts."
@@ -58,16 +69,26 @@ def branched_strategy(
     round: int, # the last one that is shared
     changes: dict[str, Any], # by dotted name: "selector.threshold": 0.5; a part whole, or as a dict with its "kind"
 ) -> dict: # as in config.json
-    "The strategy of a branch; raises `UserError` for what is not there, and for what the shared rounds were trained with."
+    """The strategy of a branch; raises `UserError` for what is not there, and for what the shared rounds were trained
+    with."""
     old, new = run.config["strategy"], deepcopy(run.config["strategy"])
     for name, value in changes.items(): _set(new, name, to_dict(value), run)
     fixed = (*_fixed, "prior") if _at(old, "teacher.method.kind") != "Supervised" else _fixed
-    if broken := [n for n in fixed if _at(old, n) != _at(new, n)]: raise UserError(f"{run.folder}: {', '.join(broken)} decided how its first round was trained; expected it as it is ({', '.join(repr(_at(old, n)) for n in broken)}), so leave it, or begin a new run")
-    if _networks(old) != _networks(new): raise UserError(f"{run.folder}: {new['method']['kind']} trains {_networks(new)} networks, and the shared rounds have {_networks(old)}; expected as many, so choose another method, or begin a new run")
-    if not isinstance(new["rounds"], int) or new["rounds"] <= round: raise UserError(f"{run.folder}: rounds is {new['rounds']!r} and round {round} is shared; expected a whole number of more than {round}, so that something is left to train")
+    if broken := [n for n in fixed if _at(old, n) != _at(new, n)]:
+        raise UserError(f"{run.folder}: {', '.join(broken)} decided how its first round was trained; expected it as "
+                        f"it is ({', '.join(repr(_at(old, n)) for n in broken)}), so leave it, or begin a new run")
+    if _networks(old) != _networks(new):
+        raise UserError(f"{run.folder}: {new['method']['kind']} trains {_networks(new)} networks, and the shared "
+                        f"rounds have {_networks(old)}; expected as many, so choose another method, or begin a new run")
+    if not isinstance(new["rounds"], int) or new["rounds"] <= round:
+        raise UserError(f"{run.folder}: rounds is {new['rounds']!r} and round {round} is shared; expected a "
+                        f"whole number of more than {round}, so that something is left to train")
     steps_left(run.config["settings"]["steps"], [r.steps for r in _shared(run, round)], new["rounds"])
-    said = ", ".join(f"{n} {json.dumps(to_dict(v), ensure_ascii=False)}" for n, v in changes.items() if n not in ("name", "about")) or "nothing changed"
-    return new | dict(name=changes.get("name", f"{old['name']}-after-{round}"), about=changes.get("about", f"{old['name']}; after round {round}: {said}"))
+    said = ", ".join(
+        f"{n} {json.dumps(to_dict(v), ensure_ascii=False)}"
+        for n, v in changes.items() if n not in ("name", "about")) or "nothing changed"
+    return new | dict(name=changes.get("name", f"{old['name']}-after-{round}"),
+                      about=changes.get("about", f"{old['name']}; after round {round}: {said}"))
 
 def _networks(strategy: dict) -> int:
     "Return how many networks the method of a strategy trains together."
@@ -77,12 +98,17 @@ def _networks(strategy: dict) -> int:
 def _shared(run: Run, round: int) -> list[RoundRecord]:
     "The records up to a round; `UserError` where it is not done."
     records = run.records()
-    if not 0 <= round < len(records): raise UserError(f"{run.folder}: round {round} is not done; expected {f'0 to {len(records) - 1}' if records else 'a finished round'}, so name one of these, or let the run go on")
+    if not 0 <= round < len(records):
+        raise UserError(f"{run.folder}: round {round} is not done; expected "
+                        f"{f'0 to {len(records) - 1}' if records else 'a finished round'}"
+                        ", so name one of these, or let the run go on")
     return records[:round + 1]
 
 # %% ../../nbs/runs/05_branch.ipynb #ab77c69e
 def _share(old: Path, new: Path) -> None:
-    "The same file in another folder: linked, or copied where it cannot be. Files of a run are replaced, never changed, so both stay as they are."
+    """The same file in another folder: linked, or copied where it cannot be.
+
+    Files of a run are replaced, never changed, so both stay as they are."""
     new.parent.mkdir(parents=True, exist_ok=True)
     try: os.link(old, new)
     except FileNotFoundError: raise
@@ -92,29 +118,39 @@ def _share_weights(run: Run, records: list[RoundRecord], out: Path) -> None:
     "Checkpoints of these rounds; `UserError` where one that is needed is gone."
     for r in records:
         for name in {r.checkpoint, *r.members}:
-            if not (run.folder / name).exists(): raise UserError(f"{run.folder / name}: no such file; expected the weights of round {r.round}, so restore it, or branch from an earlier round")
+            if not (run.folder / name).exists():
+                raise UserError(f"{run.folder / name}: no such file; expected the weights of round "
+                                f"{r.round}, so restore it, or branch from an earlier round")
             _share(run.folder / name, out / name)
 
 def _share_predictions(run: Run, round: int, same_teacher: bool, out: Path) -> None:
-    "What is kept of the shared rounds; and what the next round's teacher said of all images, where it is whole and would be the same."
-    stores = {int(n): p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if (n := p.parent.name.removeprefix("round-")).isdecimal()}
+    """What is kept of the shared rounds; and what the next round's teacher said of all images, where it is whole and
+    would be the same."""
+    stores = {int(n): p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if (
+                  n := p.parent.name.removeprefix("round-")).isdecimal()}
     for number, store in stores.items():
         if number > round + (same_teacher and number == max(stores)): continue
         try:
             for file in store.iterdir(): _share(file, out / "predictions" / store.name / file.name)
-        except FileNotFoundError: shutil.rmtree(out / "predictions" / store.name, ignore_errors=True) # the other run is at work there, and does not need it any more
+        # the other run is at work there, and does not need it any more
+        except FileNotFoundError: shutil.rmtree(out / "predictions" / store.name, ignore_errors=True)
 
 def branch(
     run: Run, # with `round` done; it may be at work
     round: int, # the last round that both share
     out: str | Path, # the new run folder, not there yet
-    changes: dict[str, Any] | None = None, # of the strategy, from the next round on, by dotted name; None: it goes on as it was
-    check: Callable[[dict], object] | None = None, # called with the new strategy before anything is written: may raise `UserError`
+    # of the strategy, from the next round on, by dotted name; None: it goes on as it was
+    changes: dict[str, Any] | None = None,
+    # called with the new strategy before anything is written: may raise `UserError`
+    check: Callable[[dict], object] | None = None,
 ) -> Run:
-    "A new run that has the rounds up to `round` in common with `run`; `rounds(new, data)` goes on with it. Raises `UserError` where the change contradicts what was trained, and where `out` is not empty."
+    """A new run that has the rounds up to `round` in common with `run`; `rounds(new, data)` goes on with it.
+
+    Raises `UserError` where the change contradicts what was trained, and where `out` is not empty."""
     records, out, strategy = _shared(run, round), Path(out), branched_strategy(run, round, changes or {})
     if check: check(strategy)
-    if out.exists() and any(out.iterdir()): raise UserError(f"{out}: is there already; expected a new folder for the branch, so choose another name")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is there already; expected a new folder for the branch, so choose another name")
     part = out.with_name(f".{out.name}.branching")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -128,9 +164,12 @@ def branch(
 
 def _write_files(run: Run, records: list[RoundRecord], strategy: dict, changes: dict, part: Path, out: Path) -> None:
     "The small files of a branch."
-    last, lines = records[-1].round, lambda found: "".join(json.dumps(to_dict(x), ensure_ascii=False) + "\n" for x in found)
+    last, lines = records[-1].round, lambda found: "".join(
+        json.dumps(to_dict(x), ensure_ascii=False) + "\n" for x in found)
     write_text(part / "rounds.jsonl", lines(records))
     write_text(part / "metrics.jsonl", lines(m for m in run.metrics() if m["round"] <= last))
     for name in ("split", "environment"): write_json(part / f"{name}.json", read_json(run.folder / f"{name}.json"))
-    write_json(part / "branch.json", dict(run=Path(os.path.relpath(run.folder, out)).as_posix(), name=run.name, round=last, changes=to_dict(changes)))
+    write_json(part / "branch.json",
+               dict(run=Path(os.path.relpath(run.folder, out)).as_posix(), name=run.name, round=last,
+                    changes=to_dict(changes)))
     write_json(part / "config.json", run.config | dict(strategy=strategy))

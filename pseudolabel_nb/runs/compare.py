@@ -37,8 +37,11 @@ def _unreadable(e: OSError) -> None:
 def find_runs(
     folder: str | Path,
 ) -> list[Run]: # the one that was written to last comes first
-    "Every run folder at or below `folder`; links and hidden folders are not entered. Raises `UserError` if there is no such folder."
-    if not Path(folder).is_dir(): raise UserError(f"{folder}: no such folder; expected one with runs in it, so check the path")
+    """Every run folder at or below `folder`; links and hidden folders are not entered.
+
+    Raises `UserError` if there is no such folder."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; expected one with runs in it, so check the path")
     found = []
     for here, below, files in os.walk(folder, onerror=_unreadable):
         is_run = "config.json" in files and not {"split.json", "rounds.jsonl"}.isdisjoint(files)
@@ -91,16 +94,20 @@ class RunFacts:
 
     @cached_property
     def numbers(self) -> dict[str, float]: # nan where there is none yet
-        "Scores on the test set; F1 on validation and number of the round that is kept; rounds done, class ratio of the last pseudo-labels, seconds of all rounds."
+        """Scores on the test set; F1 on validation and number of the round that is kept; rounds done, class ratio of
+        the last pseudo-labels, seconds of all rounds."""
         kept = next((r for r in reversed(self.rounds) if r.get("accepted")), {})
         last = self.rounds[-1] if self.rounds else {}
-        found = {f"test_{k}": self.result.get(k) for k in ("f1", "precision", "recall")} | dict(val_f1=kept.get("f1"), best_round=kept.get("round"), rounds=len(self.rounds))
-        found |= dict(ratio_pseudo=last.get("ratio_pseudo"), seconds=round(sum(_number(r.get("seconds")) for r in self.rounds), 2))
+        found = {f"test_{k}": self.result.get(k) for k in ("f1", "precision", "recall")} | dict(
+            val_f1=kept.get("f1"), best_round=kept.get("round"), rounds=len(self.rounds))
+        found |= dict(ratio_pseudo=last.get("ratio_pseudo"),
+                      seconds=round(sum(_number(r.get("seconds")) for r in self.rounds), 2))
         return {k: _number(v) for k, v in found.items()}
 
     @cached_property
     def images(self) -> str: # SHA-256
-        "Which images were labeled, unlabeled, validation and test: the fingerprint of split.json, empty where there is none."
+        """Which images were labeled, unlabeled, validation and test: the fingerprint of split.json, empty where there
+        is none."""
         path = self.run.folder / "split.json"
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
@@ -109,11 +116,17 @@ def read_facts(
     name: str = "", # "": that of the folder
 ) -> RunFacts:
     "Read a run's small files. Raises `UserError`, `ValueError` or `OSError` where one is damaged."
-    config, rounds, result, error = run.config, read_jsonl(run.folder / "rounds.jsonl"), run.result or {}, run.error or {}
-    for file, found in {"config.json": config, "result.json": result, "error.json": error, **{f"rounds.jsonl, line {k}": r for k, r in enumerate(rounds, 1)}}.items():
-        if not isinstance(found, dict): raise UserError(f"{run.folder / file}: found {str(found)[:40]!r}; expected a table of names and values, so restore the file or remove the run")
-    origin = {"strategy.branched": f"{o['name']}, round {o['round']}"} if (o := run.origin) else {} # not in config.json, which a resumed run is compared with
-    return RunFacts(run, name or run.name, run.status, flatten(config) | origin, rounds, result, str(error.get("error", "")).strip())
+    config, rounds, result, error = (
+        run.config, read_jsonl(run.folder / "rounds.jsonl"), run.result or {}, run.error or {})
+    for file, found in {"config.json": config, "result.json": result, "error.json": error,
+                        **{f"rounds.jsonl, line {k}": r for k, r in enumerate(rounds, 1)}}.items():
+        if not isinstance(found, dict):
+            raise UserError(f"{run.folder / file}: found {str(found)[:40]!r}; expected a table of "
+                            "names and values, so restore the file or remove the run")
+    # not in config.json, which a resumed run is compared with
+    origin = {"strategy.branched": f"{o['name']}, round {o['round']}"} if (o := run.origin) else {}
+    return RunFacts(run, name or run.name, run.status, flatten(config) | origin, rounds, result,
+                    str(error.get("error", "")).strip())
 
 # %% ../../nbs/runs/01_compare.ipynb #16ebeb0e
 _most_rows = 20 # shown; `table` has all
@@ -140,7 +153,8 @@ class Comparison:
     @cached_property
     def _values(self) -> dict[str, list]:
         "Each configuration field of every run; nan where a run has no such field."
-        return {n: [f.config.get(n, math.nan) for f in self.facts] for n in dict.fromkeys(n for f in self.facts for n in f.config)}
+        return {n: [f.config.get(n, math.nan) for f in self.facts]
+                for n in dict.fromkeys(n for f in self.facts for n in f.config)}
 
     @cached_property
     def same(self) -> dict:
@@ -154,42 +168,54 @@ class Comparison:
 
     @cached_property
     def _varies(self) -> dict[str, set]: # dotted name -> strategies, or data sets
-        "For the fields of strategies and data sets that differ: in which of them the field takes more than one value. A field that an older run does not have yet is no value."
-        leaders = {n: "strategy.name" if n.startswith("strategy.") else "data" for n in self.differs if n.startswith("strategy.") or n in ("classes", "read") or n.startswith("fingerprint.")}
-        pairs = {n: {(f.config.get(leader), f.config[n]) for f in self.facts if n in f.config} for n, leader in leaders.items()}
+        """For the fields of strategies and data sets that differ: in which of them the field takes more than one value.
+
+        A field that an older run does not have yet is no value."""
+        leaders = {n: "strategy.name" if n.startswith("strategy.") else "data"
+                   for n in self.differs
+                   if n.startswith("strategy.") or n in ("classes", "read") or n.startswith("fingerprint.")}
+        pairs = {n: {(f.config.get(leader), f.config[n]) for f in self.facts if n in f.config}
+                 for n, leader in leaders.items()}
         return {n: {of for of, k in Counter(of for of, _ in found).items() if k > 1} for n, found in pairs.items()}
 
     @cached_property
     def apart(self) -> list[str]:
-        "Of those, what tells groups of one strategy apart: neither the seed nor what goes with the name of the strategy or of the data."
+        """Of those, what tells groups of one strategy apart: neither the seed nor what goes with the name of the
+        strategy or of the data."""
         return [n for n in self.differs if n not in ("seed", "strategy.name") and self._varies.get(n, True)]
 
     @cached_property
     def table(self): # pandas.DataFrame
-        "One row a run: name, status, what differs (None for null, nan where a run has no such field), then the numbers of `RunFacts.numbers`; the error where one failed."
+        """One row a run: name, status, what differs (None for null, nan where a run has no such field), then the
+        numbers of `RunFacts.numbers`; the error where one failed."""
         import pandas as pd
-        columns = dict(name=[f.name for f in self.facts], status=[f.status for f in self.facts], **{n: _column(self._values[n]) for n in self.differs})
+        columns = dict(name=[f.name for f in self.facts], status=[f.status for f in self.facts],
+                       **{n: _column(self._values[n]) for n in self.differs})
         if any(f.error for f in self.facts): columns["error"] = [f.error.partition("\n")[0] for f in self.facts]
         return pd.DataFrame(columns | {k: [f.numbers[k] for f in self.facts] for k in self.facts[0].numbers})
 
     def _pair(self, facts: RunFacts) -> tuple:
         "What a run and its baseline have in common."
-        return facts.images, *(facts.config.get(n, math.nan) for n in ("seed", *self.apart) if not n.startswith("strategy."))
+        return facts.images, *(
+            facts.config.get(n, math.nan) for n in ("seed", *self.apart) if not n.startswith("strategy."))
 
     @cached_property
     def groups(self) -> list[Group]:
         "Runs that differ in their seed alone, each seed once; the baseline's groups come first."
         found = {}
         for f in sorted(self.facts, key=lambda f: f.status != "finished"):
-            found.setdefault((f.strategy, *(f.config.get(n, math.nan) for n in self.apart)), {}).setdefault(self._pair(f), f)
+            found.setdefault(
+                (f.strategy, *(f.config.get(n, math.nan) for n in self.apart)), {}).setdefault(self._pair(f), f)
         order = sorted(found, key=lambda key: (key[0] != self.baseline, *map(_by_size, key)))
         return [self._group(key, tuple(found[key].values())) for key in order]
 
     def _group(self, key: tuple, members: tuple[RunFacts, ...]) -> Group:
         "The group, with its label."
         values = dict(zip(("strategy.name", *self.apart), key))
-        telling = {n: v for n, v in values.items() if v == v and n != "strategy.name" and (not n.startswith("strategy.") or key[0] in self._varies[n])}
-        said = [f"{n.removeprefix('strategy.').removeprefix('settings.')} {shorten(str(v), 40, placeholder=' …')}" for n, v in telling.items()]
+        telling = {n: v for n, v in values.items() if v == v and n != "strategy.name" and (
+                       not n.startswith("strategy.") or key[0] in self._varies[n])}
+        said = [f"{n.removeprefix('strategy.').removeprefix('settings.')} {shorten(str(v), 40, placeholder=' …')}"
+                for n, v in telling.items()]
         return Group(", ".join([key[0], *said]), values, members)
 
     def gains(
@@ -197,11 +223,16 @@ class Comparison:
         metric: str = "test_f1", # a column of `table` with numbers
         confidence: float = 0.95,
     ): # pandas.DataFrame, one row a group
-        "Mean paired gain over the baseline with its interval (Student's t), seeds, how many of them gained, and how many have no baseline. Raises `UserError` where there is no baseline at all."
+        """Mean paired gain over the baseline with its interval (Student's t), seeds, how many of them gained, and how
+        many have no baseline. Raises `UserError` where there is no baseline at all."""
         import pandas as pd
-        base = {self._pair(f): f.numbers[metric] for g in reversed(self._baselines(metric)) for f in g.members if f.numbers[metric] == f.numbers[metric]}
-        rows = [_gain_row(g, metric, [base.get(self._pair(f)) for f in g.members], confidence) for g in self.groups if g.values["strategy.name"] != self.baseline]
-        return pd.DataFrame(rows, columns=["strategy.name", *self.apart, "mean", "low", "high", "n", "positives", "unpaired"])
+        base = {self._pair(f): f.numbers[metric]
+                for g in reversed(self._baselines(metric))
+                for f in g.members if f.numbers[metric] == f.numbers[metric]}
+        rows = [_gain_row(g, metric, [base.get(self._pair(f)) for f in g.members], confidence)
+                for g in self.groups if g.values["strategy.name"] != self.baseline]
+        return pd.DataFrame(
+            rows, columns=["strategy.name", *self.apart, "mean", "low", "high", "n", "positives", "unpaired"])
 
     def _baselines(self, metric: str) -> list[Group]:
         "Groups of the baseline; `UserError` where there are none, or no such metric."
@@ -209,37 +240,46 @@ class Comparison:
         if metric not in known: raise UserError(f"unknown metric {metric!r}; expected one of: {', '.join(known)}")
         if found := [g for g in self.groups if g.values["strategy.name"] == self.baseline]: return found
         names = ", ".join(sorted({f.strategy for f in self.facts}))
-        raise UserError(f"no run of the baseline {self.baseline!r} among {len(self.facts)}; found the strategies {names}, so pass baseline= one of them, or add its runs")
+        raise UserError(f"no run of the baseline {self.baseline!r} among {len(self.facts)}; found the "
+                        f"strategies {names}, so pass baseline= one of them, or add its runs")
 
     def only(
         self,
         names: Iterable[str], # of runs, as in `table["name"]`
     ) -> "Comparison":
-        "These runs alone, in the order of the table, without reading anything again; `UserError` for a name that is not there."
+        """These runs alone, in the order of the table, without reading anything again; `UserError` for a name that is
+        not there."""
         names = set(names)
-        if extra := names - {f.name for f in self.facts}: raise UserError(f"no run called {', '.join(sorted(map(repr, extra)))} in this comparison; expected names of its table, such as {self.facts[0].name!r}")
+        if extra := names - {f.name for f in self.facts}:
+            raise UserError(f"no run called {', '.join(sorted(map(repr, extra)))} in this comparison; "
+                            f"expected names of its table, such as {self.facts[0].name!r}")
         if not names: raise UserError("no run is named; expected at least one, so choose some of the table's names")
         return replace(self, facts=tuple(f for f in self.facts if f.name in names), damaged={})
 
     def _head(self) -> str:
         "How many runs, and how they stand."
         counts = Counter(f.status for f in self.facts) | Counter({"damaged": len(self.damaged)})
-        return f"{len(self.facts)} run{'s' * (len(self.facts) != 1)}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+        return f"{len(self.facts)} run{'s' * (len(self.facts) != 1)}: " + ", ".join(
+            f"{n} {status}" for status, n in counts.items() if n)
 
     def _shown(self): # pandas.DataFrame
         "The first rows, without what goes with the name of the strategy or of the data."
-        return self.table.drop(columns=[n for n in self.differs if n not in ("strategy.name", "seed", *self.apart)]).head(_most_rows)
+        return self.table.drop(
+            columns=[n for n in self.differs if n not in ("strategy.name", "seed", *self.apart)]).head(_most_rows)
 
     def __repr__(self):
         rest = len(self.facts) - _most_rows
-        return f"{self._head()}\n{self._shown().to_string(index=False, na_rep='', max_colwidth=40, float_format='{:.4g}'.format)}" + f"\n… and {rest} more in .table" * (rest > 0)
+        return (f"{self._head()}\n"
+                f"{self._shown().to_string(index=False, na_rep='', max_colwidth=40, float_format='{:.4g}'.format)}"
+                + f"\n… and {rest} more in .table" * (rest > 0))
 
     def _repr_html_(self):
         rest, shown = len(self.facts) - _most_rows, self._shown()
         rows = [[_cell_text(value) for value in row] for row in shown.itertuples(index=False)]
         more = [tag("p", f"… and {rest} more in ", code(".table"))] if rest > 0 else []
         head, _, counts = self._head().partition(": ")
-        return card(head, table(rows, list(shown.columns)), *more, fold("the same in all", facts(self.same.items())), about=counts)
+        return card(head, table(rows, list(shown.columns)), *more, fold("the same in all", facts(self.same.items())),
+                    about=counts)
 
 def _cell_text(value) -> str:
     "A value as a table shows it; nothing where there is none."
@@ -280,11 +320,15 @@ def compare(
     runs: str | Path | Run | Iterable[str | Path | Run], # a folder with runs in it, or several runs and folders
     baseline: str = "supervised", # name of the strategy that the others are compared with
 ) -> Comparison:
-    "Read all these runs, whatever their state; one that is damaged is left out with a warning. Raises `UserError` where none is left."
+    """Read all these runs, whatever their state; one that is damaged is left out with a warning.
+
+    Raises `UserError` where none is left."""
     found, facts, damaged = _collect(runs), [], {}
     for run, name in zip(found, _names(found)):
         try: facts.append(read_facts(run, name))
         except (ValueError, OSError) as e: damaged[str(run.folder)] = str(e)
     for folder, why in damaged.items(): warnings.warn(f"{folder} is left out of the comparison: {why}", stacklevel=2)
-    if not facts: raise UserError(f"{', '.join(damaged) or 'runs'}: found no run that can be read; expected at least one run folder, so name one that `run` or pseudolabel-train has written")
+    if not facts:
+        raise UserError(f"{', '.join(damaged) or 'runs'}: found no run that can be read; expected at least one "
+                        "run folder, so name one that `run` or pseudolabel-train has written")
     return Comparison(tuple(facts), baseline, damaged)

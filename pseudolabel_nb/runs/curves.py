@@ -24,9 +24,12 @@ def group_styles(
 ) -> list[dict]: # color, marker and line style of each, for matplotlib
     "Styles that differ in more than the color; `UserError` for more than twelve."
     import seaborn as sns
-    if n > _most_groups: raise UserError(f"{n} groups of runs in one figure; expected at most {_most_groups}, so choose some: comparison.only(names)")
+    if n > _most_groups:
+        raise UserError(f"{n} groups of runs in one figure; expected at most "
+                        f"{_most_groups}, so choose some: comparison.only(names)")
     colors = sns.color_palette("colorblind", 10)
-    return [dict(color=colors[k % 10], marker="osD^vPX"[k % 7], linestyle=("-", "--", "-.", ":")[k % 4]) for k in range(n)]
+    return [
+        dict(color=colors[k % 10], marker="osD^vPX"[k % 7], linestyle=("-", "--", "-.", ":")[k % 4]) for k in range(n)]
 
 def _styled(comparison: Comparison) -> Iterator[tuple[Group, dict]]:
     "Each group with its style; the same in every figure of this comparison."
@@ -39,7 +42,9 @@ def _said(label: str, n: int) -> str:
 # %% ../../nbs/runs/02_curves.ipynb #dea20554
 def validation_curve(
     run: Run,
-) -> list[dict]: # the lines of metrics.jsonl with `at`, the steps since the run began, and `ends`: is this the last of a round that is done?
+# the lines of metrics.jsonl with `at`, the steps since the run began, and `ends`: is this the last of a round that is
+# done?
+) -> list[dict]:
     "Every evaluation on validation, in order, over all rounds."
     lines, records = run.metrics(), {r["round"]: r for r in read_jsonl(run.folder / "rounds.jsonl")}
     begins, steps = {}, {}
@@ -49,18 +54,21 @@ def validation_curve(
     steps |= {number: r["steps"] for number, r in records.items()}
     start = lambda number: sum(n for k, n in steps.items() if k < number)
     curve = [dict(m, at=start(m["round"]) + begins[m["round"], m.get("member", 0)] + m["step"]) for m in lines]
-    curve += [dict(r, at=start(number) + r["steps"]) for number, r in records.items() if number not in {m["round"] for m in lines}]
+    curve += [dict(r, at=start(number) + r["steps"])
+              for number, r in records.items() if number not in {m["round"] for m in lines}]
     last = {m["round"]: m["at"] for m in curve if m["round"] in records}
     return sorted((dict(m, ends=last.get(m["round"]) == m["at"]) for m in curve), key=lambda m: m["at"])
 
 def _curve(facts: RunFacts) -> list[dict]:
     "The curve of a run; of a damaged one none, with a warning."
     try: return validation_curve(facts.run)
-    except (ValueError, KeyError, TypeError, OSError) as e: warnings.warn(f"{facts.run.folder} has no curve that can be read: {e}", stacklevel=4)
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        warnings.warn(f"{facts.run.folder} has no curve that can be read: {e}", stacklevel=4)
     return []
 
 # %% ../../nbs/runs/02_curves.ipynb #7a25b48d
-_measures = dict(f1="validation F1", precision="validation precision", recall="validation recall", threshold="decision threshold", predicted="share of pixels called foreground", loss="training loss")
+_measures = dict(f1="validation F1", precision="validation precision", recall="validation recall",
+                 threshold="decision threshold", predicted="share of pixels called foreground", loss="training loss")
 
 def over_seeds(
     series: Sequence[dict[float, float]], # of each seed: place -> value
@@ -74,14 +82,17 @@ def _finite(pairs) -> dict[float, float]:
     "Places with a number."
     return {k: v for k, v in pairs if isinstance(v, (int, float)) and math.isfinite(v)}
 
-def _draw(ax, points: np.ndarray, style: dict, marks: Sequence[int] | None = None, label: str | None = None, shift: float = 0) -> None:
-    "A mean with its band; thin where seeds are missing; markers at `marks`, or at all points; all of it moved aside by `shift`."
+def _draw(ax, points: np.ndarray, style: dict, marks: Sequence[int] | None = None, label: str | None = None,
+          shift: float = 0) -> None:
+    """A mean with its band; thin where seeds are missing; markers at `marks`, or at all points; all of it moved aside
+    by `shift`."""
     at, mean, low, high, n = points.T
     at = at + shift
     whole = np.where(n == n.max(), mean, np.nan)
     ax.plot(at, mean, color=style["color"], linestyle=style["linestyle"], lw=0.8, alpha=0.6)
     ax.plot(at, whole, **style, lw=1.8, markersize=6, markevery=marks, label=label)
-    ax.fill_between(at, low, high, where=n > 2, color=style["color"], alpha=0.15, lw=0) # of two seeds the interval is endless
+    # of two seeds the interval is endless
+    ax.fill_between(at, low, high, where=n > 2, color=style["color"], alpha=0.15, lw=0)
 
 def _frame(ax, values: Sequence[float], least: float = 0.0, most: float = math.inf) -> None:
     "Limits by the values, not by their intervals, which for two seeds are endless."
@@ -94,17 +105,23 @@ def plot_curves(
     what: str = "f1", # or precision, recall, threshold, predicted, loss
     ax=None, # matplotlib.axes.Axes; None: a new figure
 ): # matplotlib.axes.Axes
-    "Validation over all steps of the runs, rounds one after the other: mean and 95 % interval over seeds, a marker where a round ends. Raises `UserError` where nothing is evaluated yet."
+    """Validation over all steps of the runs, rounds one after the other: mean and 95 % interval over seeds, a marker
+    where a round ends. Raises `UserError` where nothing is evaluated yet."""
     import matplotlib.pyplot as plt
     if what not in _measures: raise UserError(f"unknown curve {what!r}; expected one of: {', '.join(_measures)}")
     found = [(g, style, [_curve(f) for f in g.members]) for g, style in _styled(comparison)]
-    values = [v for _, _, curves in found for curve in curves for v in _finite(enumerate(m.get(what) for m in curve)).values()]
-    if not values: raise UserError(f"none of {len(comparison.facts)} runs has been evaluated yet; expected a line in metrics.jsonl, so let training go on")
+    values = [v for _, _, curves in found for curve in curves for v in _finite(
+                  enumerate(m.get(what) for m in curve)).values()]
+    if not values:
+        raise UserError(f"none of {len(comparison.facts)} runs has been evaluated yet; "
+                        "expected a line in metrics.jsonl, so let training go on")
     ax = ax or plt.subplots(figsize=(7, 4), dpi=80)[1]
     for group, style, curves in found:
         points = over_seeds([_finite((m["at"], m.get(what)) for m in curve) for curve in curves])
         ends = {m["at"] for curve in curves for m in curve if m["ends"]}
-        if len(points): _draw(ax, points, style, [k for k, at in enumerate(points[:, 0]) if at in ends], _said(group.label, int(points[:, 4].max())))
+        if len(points):
+            _draw(ax, points, style, [k for k, at in enumerate(points[:, 0]) if at in ends],
+                  _said(group.label, int(points[:, 4].max())))
     _frame(ax, values, most=math.inf if what == "loss" else 1.0)
     ax.set(xlabel="steps of the run; a marker ends a round", ylabel=_measures[what])
     ax.legend(fontsize=8, frameon=False, handlelength=3.5)
@@ -113,14 +130,16 @@ def plot_curves(
 # %% ../../nbs/runs/02_curves.ipynb #a4a4c30a
 def _rounds(group: Group, value) -> np.ndarray: # as of `over_seeds`
     "Something of each round with pseudo-labels, over the seeds."
-    return over_seeds([_finite((r["round"], value(r)) for r in f.rounds if r.get("ratio_pseudo") is not None) for f in group.members])
+    return over_seeds(
+        [_finite((r["round"], value(r)) for r in f.rounds if r.get("ratio_pseudo") is not None) for f in group.members])
 
 def _draw_ratio(ax, found: list, spread: Sequence[float]) -> None:
     "The ratio of each group beside its prior."
     from matplotlib.ticker import PercentFormatter
     for (group, style, ratio, prior), shift in zip(found, spread):
         _draw(ax, ratio, style, label=_said(group.label, int(ratio[:, 4].max())), shift=shift)
-        ax.hlines(prior[:, 1].mean(), ratio[0, 0] - 0.3, ratio[-1, 0] + 0.3, color=style["color"], linestyle=":", lw=1.2)
+        ax.hlines(
+            prior[:, 1].mean(), ratio[0, 0] - 0.3, ratio[-1, 0] + 0.3, color=style["color"], linestyle=":", lw=1.2)
     ax.plot([], [], color="0.4", linestyle=":", lw=1.2, label="expected: the prior")
     _frame(ax, [0, *(v for _, _, ratio, prior in found for v in (*ratio[:, 1], *prior[:, 1]))])
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -134,20 +153,27 @@ def _draw_thresholds(ax, found: list, spread: Sequence[float]) -> None:
         by_class = (":", "-", "--", "-.")[k % 4]
         for (group, style, *_), shift in zip(found, spread):
             points = _rounds(group, lambda r, k=k: dict(enumerate(r.get("thresholds", ()))).get(k))
-            if len(points): _draw(ax, points, dict(style, linestyle=by_class, markerfacecolor=style["color"] if k else "white"), shift=shift + 0.04 * k)
-        ax.plot([], [], "o", color="0.4", linestyle=by_class, markerfacecolor="0.4" if k else "white", label=names[k] if k < len(names) else f"class {k}")
+            if len(points):
+                _draw(ax, points, dict(style, linestyle=by_class, markerfacecolor=style["color"] if k else "white"),
+                      shift=shift + 0.04 * k)
+        ax.plot([], [], "o", color="0.4", linestyle=by_class, markerfacecolor="0.4" if k else "white",
+                label=names[k] if k < len(names) else f"class {k}")
     ax.set(xlabel="round", ylabel="threshold of the selection", ylim=(0, 1.05))
 
 def plot_ratio(
     comparison: Comparison,
     axes=None, # two matplotlib Axes; None: a new figure
 ): # matplotlib.figure.Figure
-    "Foreground ratio of the pseudo-labels against the prior, and the thresholds that made them, over the rounds: means with 95 % intervals over seeds. Raises `UserError` where no run has pseudo-labels."
+    """Foreground ratio of the pseudo-labels against the prior, and the thresholds that made them, over the rounds:
+    means with 95 % intervals over seeds. Raises `UserError` where no run has pseudo-labels."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
-    found = [(g, style, _rounds(g, lambda r: r["ratio_pseudo"]), _rounds(g, lambda r: r.get("ratio_labeled"))) for g, style in _styled(comparison)]
+    found = [(g, style, _rounds(g, lambda r: r["ratio_pseudo"]), _rounds(g, lambda r: r.get("ratio_labeled")))
+             for g, style in _styled(comparison)]
     found = [f for f in found if len(f[2])]
-    if not found: raise UserError(f"none of {len(comparison.facts)} runs has pseudo-labels yet; expected a strategy with a round after its first teacher, so let one go on")
+    if not found:
+        raise UserError(f"none of {len(comparison.facts)} runs has pseudo-labels yet; expected a "
+                        "strategy with a round after its first teacher, so let one go on")
     axes = plt.subplots(1, 2, figsize=(10, 4), dpi=80, layout="constrained")[1] if axes is None else axes
     for ax, draw in zip(axes, (_draw_ratio, _draw_thresholds)):
         draw(ax, found, np.linspace(-0.06, 0.06, len(found)) if len(found) > 1 else [0])
@@ -159,32 +185,42 @@ def plot_ratio(
 def _points(facts: RunFacts) -> list[tuple[float, float, bool]]: # recall, precision, is it the test set?
     "Where a run stands on validation, with the round it keeps, and on the test set."
     kept = next((r for r in reversed(facts.rounds) if r.get("accepted")), {})
-    pairs = [(kept.get("recall"), kept.get("precision"), False), (facts.numbers["test_recall"], facts.numbers["test_precision"], True)]
+    pairs = [(kept.get("recall"), kept.get("precision"), False),
+             (facts.numbers["test_recall"], facts.numbers["test_precision"], True)]
     return [p for p in pairs if len(_finite(enumerate(p[:2]))) == 2]
 
 def _draw_same_f1(ax) -> None:
     "Lines of equal F1 over the whole frame, with their figures."
-    recall, precision = np.meshgrid(np.linspace(*ax.get_xlim(), 200).clip(1e-3), np.linspace(*ax.get_ylim(), 200).clip(1e-3))
-    lines = ax.contour(recall, precision, 2 * recall * precision / (recall + precision), levels=6, colors="0.7", linewidths=0.8, zorder=0)
+    recall, precision = np.meshgrid(
+        np.linspace(*ax.get_xlim(), 200).clip(1e-3), np.linspace(*ax.get_ylim(), 200).clip(1e-3))
+    lines = ax.contour(recall, precision, 2 * recall * precision / (recall + precision), levels=6, colors="0.7",
+                       linewidths=0.8, zorder=0)
     ax.clabel(lines, fmt="F1 %.2f", fontsize=7, colors="0.4")
 
 def plot_precision_recall(
     comparison: Comparison,
     ax=None, # matplotlib.axes.Axes; None: a new figure
 ): # matplotlib.axes.Axes
-    "Precision against recall, a point a run: hollow on validation, filled on the test set. Raises `UserError` where no round is done."
+    """Precision against recall, a point a run: hollow on validation, filled on the test set.
+
+    Raises `UserError` where no round is done."""
     import matplotlib.pyplot as plt
     found = [(g, style, _points(f)) for g, style in _styled(comparison) for f in g.members]
-    if not any(points for *_, points in found): raise UserError(f"none of {len(comparison.facts)} runs has a round that is done; expected one at least, so let training go on")
+    if not any(points for *_, points in found):
+        raise UserError(f"none of {len(comparison.facts)} runs has a round that is "
+                        "done; expected one at least, so let training go on")
     ax = ax or plt.subplots(figsize=(6, 5), dpi=80)[1]
     labels = {id(g): _said(g.label, len(g.members)) for g in comparison.groups}
     for group, style, points in found:
         if len(points) == 2: ax.plot(*zip(*(p[:2] for p in points)), color=style["color"], lw=0.6, alpha=0.6)
         for recall, precision, test in points:
-            ax.plot(recall, precision, style["marker"], color=style["color"], markerfacecolor=style["color"] if test else "none", markersize=7, label=labels.pop(id(group), None))
+            ax.plot(recall, precision, style["marker"], color=style["color"],
+                    markerfacecolor=style["color"] if test else "none", markersize=7, label=labels.pop(id(group), None))
     ax.margins(0.15)
-    ax.set(xlabel="recall: found of what is there", ylabel="precision: right of what was found", xlim=np.clip(ax.get_xlim(), 0, 1), ylim=np.clip(ax.get_ylim(), 0, 1))
+    ax.set(xlabel="recall: found of what is there", ylabel="precision: right of what was found",
+           xlim=np.clip(ax.get_xlim(), 0, 1), ylim=np.clip(ax.get_ylim(), 0, 1))
     _draw_same_f1(ax)
-    for name, face in (("validation", "none"), ("test", "0.4")): ax.plot([], [], "o", color="0.4", markerfacecolor=face, label=name)
+    for name, face in (("validation", "none"), ("test", "0.4")):
+        ax.plot([], [], "o", color="0.4", markerfacecolor=face, label=name)
     ax.legend(fontsize=8, frameon=False, handlelength=3.5)
     return ax

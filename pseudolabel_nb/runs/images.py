@@ -28,9 +28,13 @@ def image_counts(
     "Pixels of each test image. Raises `UserError` where the run keeps none, or not one row an image."
     import pandas as pd
     path = run.folder / "test_counts.json"
-    if not path.exists(): raise UserError(f"{path}: no such file; expected the counts that a run writes when it is scored, so let it finish, or score a run of an older version anew")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected the counts that a run writes when it is "
+                        "scored, so let it finish, or score a run of an older version anew")
     ids, counts = run.split["test"], np.array(read_json(path))
-    if counts.shape != (len(ids), 3): raise UserError(f"{path}: found numbers of shape {counts.shape}; expected {(len(ids), 3)}, three for each test image of split.json, so score the run anew")
+    if counts.shape != (len(ids), 3):
+        raise UserError(f"{path}: found numbers of shape {counts.shape}; expected {(len(ids), 3)}, three "
+                        "for each test image of split.json, so score the run anew")
     return pd.DataFrame(counts, index=pd.Index(ids, name="id"), columns=["tp", "fp", "fn"])
 
 def image_groups(
@@ -45,17 +49,24 @@ def _opened(run: Run | str | Path) -> Run: return run if isinstance(run, Run) el
 def _check_alike(a: Run, b: Run, counts_a, counts_b) -> None:
     "`UserError` unless both were scored on the same images with the same masks."
     where, remedy = f"{a.folder} and {b.folder}", "so compare runs of one data set"
-    if a.config.get("data") != b.config.get("data"): raise UserError(f"{where}: their data are {a.config.get('data')!r} and {b.config.get('data')!r}; expected the same, {remedy}")
-    if other := set(counts_a.index) ^ set(counts_b.index): raise UserError(f"{where}: {len(other)} test images belong to one of them only, such as {min(other)!r}; expected the same, {remedy}")
+    if a.config.get("data") != b.config.get("data"):
+        raise UserError(f"{where}: their data are {a.config.get('data')!r} and "
+                        f"{b.config.get('data')!r}; expected the same, {remedy}")
+    if other := set(counts_a.index) ^ set(counts_b.index):
+        raise UserError(f"{where}: {len(other)} test images belong to one of them only, "
+                        f"such as {min(other)!r}; expected the same, {remedy}")
     there_a, there_b = (c["tp"] + c["fn"] for c in (counts_a, counts_b))
     changed = there_a.index[there_a != there_b.reindex(there_a.index)]
-    if len(changed): raise UserError(f"{where}: the masks of {len(changed)} test images differ, such as {changed[0]!r}; expected the same, so score both runs on the same masks")
+    if len(changed):
+        raise UserError(f"{where}: the masks of {len(changed)} test images differ, such as "
+                        f"{changed[0]!r}; expected the same, so score both runs on the same masks")
 
 def per_image(
     run_a: Run | str | Path, # finished
     run_b: Run | str | Path, # finished, scored on the same images
 ): # pandas.DataFrame, a row an image
-    """Columns id, f1_a, f1_b, difference (b − a), then tp, fp and fn of both; the images where F1 differs most come first, among equals those with more pixels between them.
+    """Columns id, f1_a, f1_b, difference (b − a), then tp, fp and fn of both; the images where F1 differs most come
+    first, among equals those with more pixels between them.
 
     Raises `UserError` where the runs were not scored on the same images and masks.
     """
@@ -67,7 +78,8 @@ def per_image(
     table["difference"] = table["f1_b"] - table["f1_a"]
     wrong = (table["fp_b"] + table["fn_b"] - table["fp_a"] - table["fn_a"]).abs()
     order = np.lexsort((table.index, -wrong, -table["difference"].abs().round(9)))
-    return table.iloc[order].reset_index()[["id", "f1_a", "f1_b", "difference", *(f"{n}_{k}" for n in ("tp", "fp", "fn") for k in "ab")]]
+    return table.iloc[order].reset_index()[
+        ["id", "f1_a", "f1_b", "difference", *(f"{n}_{k}" for n in ("tp", "fp", "fn") for k in "ab")]]
 
 # %% ../../nbs/runs/03_images.ipynb #c55ce13b
 _marks = ( # what happened to an image: color, marker
@@ -86,7 +98,8 @@ def _name_image(ax, row: dict) -> None:
     "The image's name beside its point, on the side where there is room."
     left = row["f1_a"] > 0.6
     said = row["id"] if len(str(row["id"])) <= 24 else "…" + str(row["id"])[-23:]
-    ax.annotate(said, (row["f1_a"], row["f1_b"]), xytext=(-6 if left else 6, 6), textcoords="offset points", ha="right" if left else "left", fontsize=7, parse_math=False)
+    ax.annotate(said, (row["f1_a"], row["f1_b"]), xytext=(-6 if left else 6, 6), textcoords="offset points",
+                ha="right" if left else "left", fontsize=7, parse_math=False)
 
 def plot_per_image(
     run_a: Run | str | Path, # finished
@@ -101,7 +114,9 @@ def plot_per_image(
     ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
     for k, (said, color, marker) in enumerate(_marks):
         points = [(r["f1_a"], r["f1_b"]) for r in rows if _mark(r) == k]
-        if points: ax.plot(*zip(*points), marker, color=color, alpha=0.7, markersize=6, label=f"{said.format(**labels)} ({len(points)})")
+        if points:
+            ax.plot(*zip(*points), marker, color=color, alpha=0.7, markersize=6,
+                    label=f"{said.format(**labels)} ({len(points)})")
     for row in rows[:names]:
         if row["difference"]: _name_image(ax, row)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")

@@ -31,7 +31,8 @@ class RoundRecord:
     accepted: bool # did the gate let this student replace the last one?
     checkpoint: str # its weights, relative to the run folder
     seconds: float
-    ratio_labeled: float # foreground ratio that is expected, in (0, 1): that of the labeled images, or the prior that was given in its place
+    # foreground ratio that is expected, in (0, 1): that of the labeled images, or the prior that was given in its place
+    ratio_labeled: float
     gain: float | None = None # validation F1 minus that of the last accepted student
     gain_low: float | None = None # its bootstrap interval
     gain_high: float | None = None
@@ -43,17 +44,26 @@ class RoundRecord:
     verdict: str = "" # of the class-ratio diagnosis
     predicted: float | None = None # share of the validation pixels that the student calls foreground
     members: tuple[str, ...] = () # checkpoints of an ensemble, or of two networks that teach each other
-    watched: tuple[str, ...] | None = None # of the images whose predictions stay in the run folder, those that were pseudo-labeled; None where that was not written down
+    # of the images whose predictions stay in the run folder, those that were pseudo-labeled; None where that was not
+    # written down
+    watched: tuple[str, ...] | None = None
     agreement: dict = field(default_factory=dict) # of an ensemble: rule -> pixels it kept a class
     warning: str = ""
 
     def __post_init__(self):
-        if out := [name for name in (self.checkpoint, *self.members) if not _stays_inside(name)]: raise UserError(f"round {self.round}: weights {out[0]!r} are not a path within the run folder; expected one such as checkpoints/round-0.safetensors, so do not trust this folder, or mend its rounds.jsonl")
+        if out := [name for name in (self.checkpoint, *self.members) if not _stays_inside(name)]:
+            raise UserError(
+                f"round {self.round}: weights {out[0]!r} are not a path within the run folder; expected one such as "
+                "checkpoints/round-0.safetensors, so do not trust this folder, or mend its rounds.jsonl")
 
     def __str__(self):
-        kept = f"{self.n_pseudo} pseudo-labeled, foreground {self.ratio_pseudo or 0:.2%} (labels {self.ratio_labeled:.2%}); " if self.n_pseudo else ""
-        gate = "" if self.gain is None else f", {self.gain:+.3f} [{self.gain_low:+.3f}, {self.gain_high:+.3f}], {'accepted' if self.accepted else 'refused'}"
-        return f"round {self.round}: {kept}{self._agreed()}validation F1 {self.f1:.3f}{gate}" + (f" — {self.warning}" if self.warning else "")
+        kept = (f"{self.n_pseudo} pseudo-labeled, foreground "
+                f"{self.ratio_pseudo or 0:.2%} (labels {self.ratio_labeled:.2%}); " if self.n_pseudo
+                else "")
+        gate = ("" if self.gain is None else f", {self.gain:+.3f} [{self.gain_low:+.3f}, {self.gain_high:+.3f}], "
+                                             f"{'accepted' if self.accepted else 'refused'}")
+        return f"round {self.round}: {kept}{self._agreed()}validation F1 {self.f1:.3f}{gate}" + (
+            f" — {self.warning}" if self.warning else "")
 
     def _agreed(self) -> str:
         "What each rule of agreement would keep of the foreground, as a share of what it keeps."
@@ -80,16 +90,24 @@ def _ratios(r: RoundRecord) -> Html:
     "Foreground of the kept pixels and of the labels, as bars of one scale."
     if r.ratio_pseudo is None or not r.n_pseudo: return Html()
     top = max(r.ratio_pseudo, r.ratio_labeled, 1e-9)
-    return table([("kept", f"{r.ratio_pseudo:.2%}", bar(r.ratio_pseudo / top, striped=True)), ("labels", f"{r.ratio_labeled:.2%}", bar(r.ratio_labeled / top))])
+    return table([("kept", f"{r.ratio_pseudo:.2%}", bar(r.ratio_pseudo / top, striped=True)),
+                  ("labels", f"{r.ratio_labeled:.2%}", bar(r.ratio_labeled / top))])
 
 def _round_card(r: RoundRecord) -> str:
     "A round as a card."
     kept = ", ".join(f"{n:,} px of class {c}" if c else f"{n:,} px of background" for c, n in enumerate(r.kept))
-    said = [("validation F1", html(f"{r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}; foreground from {r.threshold:.3f} on)")), ("gain", _gain_text(r) + (f", above 0 with probability {r.probability:.2f}" if r.probability is not None else "")),
-            ("pseudo-labeled", f"{r.n_pseudo:,} images" + f"; kept {kept}" * bool(kept) if r.n_pseudo else ""), ("thresholds", ", ".join(f"{t:.3f}" for t in r.thresholds)), ("foreground", _ratios(r)), ("verdict", r.verdict),
-            ("agreement", r._agreed().rstrip("; ")), ("trained", f"{r.steps:,} steps"), ("weights", code(r.checkpoint))]
+    said = [
+        ("validation F1",
+         html(
+             f"{r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}; foreground from {r.threshold:.3f} on)")),
+        ("gain",
+         _gain_text(r) + (f", above 0 with probability {r.probability:.2f}" if r.probability is not None else "")),
+        ("pseudo-labeled", f"{r.n_pseudo:,} images" + f"; kept {kept}" * bool(kept) if r.n_pseudo else ""),
+        ("thresholds", ", ".join(f"{t:.3f}" for t in r.thresholds)), ("foreground", _ratios(r)), ("verdict", r.verdict),
+        ("agreement", r._agreed().rstrip("; ")), ("trained", f"{r.steps:,} steps"), ("weights", code(r.checkpoint))]
     tone = "warning" if r.warning else "note" if r.gain is not None and not r.accepted else "ok"
-    return card(f"round {r.round}", facts(said), *([block(r.warning, tone="warning")] if r.warning else []), about=_gate_text(r), tone=tone)
+    return card(f"round {r.round}", facts(said), *([block(r.warning, tone="warning")] if r.warning else []),
+                about=_gate_text(r), tone=tone)
 
 # %% ../../nbs/runs/00_run.ipynb #5e1c7a91
 def teacher_of(
@@ -101,7 +119,9 @@ def teacher_of(
 
 # %% ../../nbs/runs/00_run.ipynb #ad9297b4
 class Run:
-    "A run folder, opened for reading. Everything is read when asked for, so a run that is still going on shows its latest state."
+    """A run folder, opened for reading.
+
+    Everything is read when asked for, so a run that is still going on shows its latest state."""
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
@@ -113,7 +133,10 @@ class Run:
     def _table(self, name: str, *keys: str) -> dict:
         "What one of the files says; raises `UserError` where that is no object with these keys."
         found = read_json(self.folder / name)
-        if not isinstance(found, dict) or not {*keys} <= {*found}: raise UserError(f"{self.folder / name}: {'lacks ' + ', '.join(sorted({*keys} - {*found})) if isinstance(found, dict) else f'holds a {type(found).__name__}'}; expected what a run writes there, so restore the file, or name another run folder")
+        if not isinstance(found, dict) or not {*keys} <= {*found}:
+            lacks = isinstance(found, dict) and f"lacks {', '.join(sorted({*keys} - {*found}))}"
+            raise UserError(f"{self.folder / name}: {lacks or f'holds a {type(found).__name__}'}; expected what a run "
+                            "writes there, so restore the file, or name another run folder")
         return found
 
     def _table_or_none(self, name: str) -> dict | None:
@@ -143,7 +166,8 @@ class Run:
         records = {r.round: r for r in self.records()}
         if round is None: return self.network_at(self.best().checkpoint)
         if round not in records:
-            raise UserError(f"{self.folder}: round {round} is not done; expected one of: {', '.join(map(str, records)) or 'none yet'}")
+            raise UserError(f"{self.folder}: round {round} is not done; expected one "
+                            f"of: {', '.join(map(str, records)) or 'none yet'}")
         return self.network_at(records[round].checkpoint)
 
     def network_at(self,
@@ -195,7 +219,8 @@ class Run:
         if self.error: return "failed"
         rounds = len(read_jsonl(self.folder / "rounds.jsonl"))
         if not rounds: return "new"
-        return "trained, not scored" if rounds > self.config["strategy"].get("rounds", rounds) else "running or interrupted"
+        return ("trained, not scored" if rounds > self.config["strategy"].get("rounds", rounds)
+                else "running or interrupted")
 
     def records(self) -> list[RoundRecord]:
         "One record a finished round, in order."
@@ -212,49 +237,68 @@ class Run:
 
     def best(self) -> RoundRecord:
         "The round whose student the run keeps: the last one that the gate accepted."
-        if not (records := self.records()): raise UserError(f"{self.folder}: no round is finished yet; expected at least one, so let the run go on")
+        if not (records := self.records()):
+            raise UserError(f"{self.folder}: no round is finished yet; expected at least one, so let the run go on")
         return teacher_of(records)
 
     def __repr__(self):
         lines = [f"{self.name}: {self.status}", *map(str, self.records())]
         if o := self.origin: lines.insert(1, f"branched from {o['name']} after round {o['round']}")
-        if e := self.error: lines.append(f"error: {str(e.get('error', 'unknown')).strip()} ({e.get('when', 'no time is given')})")
-        if r := self.result: lines.append(f"test F1 {r['f1']:.3f} (precision {r['precision']:.3f}, recall {r['recall']:.3f}), best round {r['best_round']}")
+        if e := self.error:
+            lines.append(f"error: {str(e.get('error', 'unknown')).strip()} ({e.get('when', 'no time is given')})")
+        if r := self.result:
+            lines.append(f"test F1 {r['f1']:.3f} (precision {r['precision']:.3f}, "
+                         f"recall {r['recall']:.3f}), best round {r['best_round']}")
         return "\n".join(lines)
 
     def _repr_html_(self): return _run_card(self)
 
-_tones = {"finished": "ok", "failed": "severe", "trained, not scored": "note", "running or interrupted": "note", "new": "note"}
+_tones = {"finished": "ok", "failed": "severe", "trained, not scored": "note", "running or interrupted": "note",
+          "new": "note"}
 
 def _rounds_table(records: list[RoundRecord]) -> Html:
     "A line a round."
     head = ("round", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate", "")
     kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labeled:.2%})" if r.n_pseudo else ""
-    return table([(r.round, f"{r.n_pseudo:,}" if r.n_pseudo else "", kept(r), f"{r.f1:.3f}", _gain_text(r), _gate_text(r), r.warning) for r in records], head) if records else Html()
+    return table([(r.round, f"{r.n_pseudo:,}" if r.n_pseudo else "", kept(r), f"{r.f1:.3f}", _gain_text(r),
+                   _gate_text(r), r.warning) for r in records],
+                 head) if records else Html()
 
 def _asked(run: Run) -> list[tuple]:
     "What was asked for, of what its files say."
-    config, split = (read_json(path) if (path := run.folder / f"{name}.json").exists() else {} for name in ("config", "split"))
+    config, split = (
+        read_json(path) if (path := run.folder / f"{name}.json").exists() else {} for name in ("config", "split"))
     strategy, ratio, labeled = config.get("strategy", {}), config.get("labeled_ratio"), split.get("labeled")
     name = ": ".join(filter(None, (strategy.get("name"), strategy.get("about"))))
-    return [("strategy", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"), ("data", config.get("data")), ("labeled images", labeled and f"{len(labeled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")), ("seed", config.get("seed"))]
+    return [("strategy", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"),
+            ("data", config.get("data")),
+            ("labeled images",
+             labeled and f"{len(labeled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")),
+            ("seed", config.get("seed"))]
 
 def _run_card(run: Run) -> str:
     "A run as a card."
     r, e, records = run.result, run.error, run.records()
-    scored = r and f"F1 {r['f1']:.3f}" + (f" (precision {r['precision']:.3f}, recall {r['recall']:.3f}), round {r['best_round']}" if "best_round" in r else "")
-    failed = [block(str(e.get("error", "unknown")).strip(), f" ({e.get('when', 'no time is given')})", tone="severe")] if e else []
-    return card(run.name, facts([*_asked(run), ("test", scored and html(scored))]), _rounds_table(records), *failed, about=run.status, tone=_tones[run.status])
+    scored = r and f"F1 {r['f1']:.3f}" + (
+        f" (precision {r['precision']:.3f}, recall {r['recall']:.3f}), round {r['best_round']}" if "best_round" in r
+        else "")
+    failed = (
+        [block(str(e.get("error", "unknown")).strip(), f" ({e.get('when', 'no time is given')})", tone="severe")] if e
+        else [])
+    return card(run.name, facts([*_asked(run), ("test", scored and html(scored))]), _rounds_table(records), *failed,
+                about=run.status, tone=_tones[run.status])
 
 def open_run(
     folder: str | Path, # a run folder
 ) -> Run:
     "Open a run folder; `UserError` if it is none."
-    if not (Path(folder) / "config.json").exists(): raise UserError(f"{folder}: is no run folder; expected config.json in it, so name one that `run` or pseudolabel-train has written")
+    if not (Path(folder) / "config.json").exists():
+        raise UserError(f"{folder}: is no run folder; expected config.json in it, so "
+                        "name one that `run` or pseudolabel-train has written")
     run = Run(folder)
     if "recipe" in run._table("config.json"):
-        raise UserError(f"{folder}: was written by an earlier version of this package, whose runs cannot be gone on with; expected "
-                        "a run of this one, so train it again in another folder")
+        raise UserError(f"{folder}: was written by an earlier version of this package, whose runs cannot be "
+                        "gone on with; expected a run of this one, so train it again in another folder")
     run._table("config.json", "strategy")
     return run
 
@@ -267,7 +311,8 @@ def environment(
 ) -> dict:
     "Versions and device, for `environment.json`."
     version = lambda name: next((d.version for d in metadata.distributions(name=name)), "not installed")
-    return dict(python=platform.python_version(), platform=sys.platform, machine=platform.machine(), device=device, **more, **{n: version(n) for n in packages})
+    return dict(python=platform.python_version(), platform=sys.platform, machine=platform.machine(), device=device,
+                **more, **{n: version(n) for n in packages})
 
 def changes(
     old: dict, # plain JSON
@@ -305,14 +350,18 @@ def begin_run(
     source: dict | None = None, # how the data were opened, plain JSON; None: as it was said before
     **more, # to `environment`
 ) -> Run:
-    "A new run folder, or the same one again; `UserError` where something was trained with another configuration or split. What a finished run ran in stays written."
+    """A new run folder, or the same one again; `UserError` where something was trained with another configuration or
+    split. What a finished run ran in stays written."""
     run = Run(folder)
     for name, new in (("split", split), ("config", config)):
         path = run.folder / f"{name}.json"
         if path.exists() and trained(folder) and (old := read_json(path)) != new:
-            raise UserError(f"{run.folder}: was begun with another {name} ({changes(old, new)}); choose another output folder, or remove this one to start anew")
+            raise UserError(f"{run.folder}: was begun with another {name} ({changes(old, new)}); choose "
+                            "another output folder, or remove this one to start anew")
     (run.folder / "error.json").unlink(missing_ok=True)
-    if not run.result: write_json(run.folder / "environment.json", environment(device, **more) | ({"source": source} if (source := source or run.source) else {}))
+    if not run.result:
+        write_json(run.folder / "environment.json",
+                   environment(device, **more) | ({"source": source} if (source := source or run.source) else {}))
     for name, new in (("split", split), ("config", config)): write_json(run.folder / f"{name}.json", new)
     return run
 
@@ -331,7 +380,10 @@ def locked(
     from filelock import FileLock, Timeout
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(Path(folder) / ".lock", timeout=0, thread_local=False): # a generator may be gone on with, or closed, in another thread
+        # a generator may be gone on with, or closed, in another thread
+        with FileLock(Path(folder) / ".lock", timeout=0, thread_local=False):
             _clear(Path(folder))
             yield
-    except Timeout: raise UserError(f"{folder}: another process is working in this run folder; wait for it, or choose another output folder") from None
+    except Timeout:
+        raise UserError(f"{folder}: another process is working in this run folder; "
+                        "wait for it, or choose another output folder") from None

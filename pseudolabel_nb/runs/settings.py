@@ -17,21 +17,26 @@ from ..core import UserError
 class Settings:
     "How networks are trained, whatever the strategy."
     steps: int = bounded(2000, ge=1) # optimizer steps of the whole run, teacher and rounds together
-    teacher_share: float = bounded(0.5, gt=0, lt=1) # of the steps, for the first teacher; the rounds share the rest equally
-    batch_size: int = bounded(4, ge=1) # labeled windows a step; as many again come from pseudo-labels where there are some
+    # of the steps, for the first teacher; the rounds share the rest equally
+    teacher_share: float = bounded(0.5, gt=0, lt=1)
+    # labeled windows a step; as many again come from pseudo-labels where there are some
+    batch_size: int = bounded(4, ge=1)
     crop: int = bounded(128, ge=1) # side of a window, px
     learning_rate: float = bounded(3e-3, gt=0) # at its highest
     weight_decay: float = 1e-4
     warmup: float = 0.05 # share of the steps over which the learning rate rises
     ema: float = bounded(0.99, ge=0, lt=1) # decay a step of the averaged weights, which predict
     foreground_share: float = bounded(0.5, ge=0, le=1) # of the windows, centered on a foreground pixel
-    rotations: str = one_of("quarter", "quarter", "any") # of all windows: "quarter", the eight orientations; "any", every angle and 0.8 to 1.25 times as large
+    # of all windows: "quarter", the eight orientations; "any", every angle and 0.8 to 1.25 times as large
+    rotations: str = one_of("quarter", "quarter", "any")
     augment: str = "weak" # of labeled and pseudo-labeled windows alike
     loss: str = "ce_dice"
     network: str = "unet"
     network_options: dict = field(default_factory=dict)
     evaluations: int = bounded(5, ge=1) # on validation, a round
-    decision: str = one_of("best", "best", "steady") # how the decision threshold is chosen on validation: "best", the highest F1; "steady", of those that cannot be told from it the nearest to ½, for few validation images
+    # how the decision threshold is chosen on validation: "best", the highest F1; "steady", of those that cannot be told
+    # from it the nearest to ½, for few validation images
+    decision: str = one_of("best", "best", "steady")
     gate: float = bounded(0.75, ge=0, le=1) # probability of a gain from which on a round's student is accepted
     tile: int = bounded(1024, ge=64) # px; larger images are predicted in overlapping tiles
     checkpoint_every: int = bounded(100, ge=1) # steps; at most so many are computed again after a crash
@@ -41,5 +46,5 @@ class Settings:
         check_bounds(self)
         for name in ("crop", "tile"):
             if (side := getattr(self, name)) % 16:
-                raise UserError(f"{name} is {side} px; expected a multiple of 16, such as {max(16, round(side / 16) * 16)}, since "
-                                "the network halves it")
+                raise UserError(f"{name} is {side} px; expected a multiple of 16, such as "
+                                f"{max(16, round(side / 16) * 16)}, since the network halves it")

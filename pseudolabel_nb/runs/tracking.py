@@ -21,16 +21,21 @@ from .run import Run
 
 # %% ../../nbs/runs/04_tracking.ipynb #bf75aaf5
 class Scalar(NamedTuple):
-    "A number of a run: what it is called, the step since the run began, its value, and the seconds of training until then."
+    """A number of a run: what it is called, the step since the run began, its value, and the seconds of training until
+    then."""
     name: str
     step: int
     value: float
     seconds: float
 
-_evaluated = dict(f1="validation/f1", precision="validation/precision", recall="validation/recall", threshold="validation/threshold", predicted="validation/predicted_foreground", loss="train/loss")
-_of_a_round = dict(gain="gate/gain", probability="gate/probability", accepted="gate/accepted", ratio_pseudo="pseudo/foreground_ratio", ratio_labeled="pseudo/expected_ratio", n_pseudo="pseudo/images")
+_evaluated = dict(f1="validation/f1", precision="validation/precision", recall="validation/recall",
+                  threshold="validation/threshold", predicted="validation/predicted_foreground", loss="train/loss")
+_of_a_round = dict(
+    gain="gate/gain", probability="gate/probability", accepted="gate/accepted", ratio_pseudo="pseudo/foreground_ratio",
+    ratio_labeled="pseudo/expected_ratio", n_pseudo="pseudo/images")
 
-def _ends(run: Run) -> tuple[dict[int, int], np.ndarray]: # round -> its last step; (rounds + 1, 2): steps and seconds since the run began
+# round -> its last step; (rounds + 1, 2): steps and seconds since the run began
+def _ends(run: Run) -> tuple[dict[int, int], np.ndarray]:
     "Where rounds end, in steps and in seconds."
     records = run.records()
     steps, seconds = (np.cumsum([0, *(getattr(r, name) for r in records)]) for name in ("steps", "seconds"))
@@ -48,7 +53,8 @@ def _plain(name: str) -> str:
 def _by_class(record, classes: list[str]) -> Iterator[tuple[str, float]]:
     "Thresholds and kept pixels of each class."
     for what, values in (("threshold", record.thresholds), ("kept_pixels", record.kept)):
-        for k, value in enumerate(values): yield _plain(f"pseudo/{what}/{classes[k] if k < len(classes) else k}"), float(value)
+        for k, value in enumerate(values):
+            yield _plain(f"pseudo/{what}/{classes[k] if k < len(classes) else k}"), float(value)
 
 def run_scalars(
     run: Run, # in any state
@@ -57,8 +63,11 @@ def run_scalars(
     ends, clock = _ends(run)
     found = [(name, m["at"], value) for m in validation_curve(run) for name, value in _named(m, _evaluated)]
     for r in run.records():
-        if r.ratio_pseudo is not None: found += [(name, ends[r.round], value) for name, value in [*_named(vars(r), _of_a_round), *_by_class(r, run.config.get("classes", []))]]
-    found += [(name, int(clock[-1, 0]), value) for name, value in _named(run.result or {}, dict(f1="test/f1", precision="test/precision", recall="test/recall"))]
+        if r.ratio_pseudo is not None:
+            found += [(name, ends[r.round], value)
+                      for name, value in [*_named(vars(r), _of_a_round), *_by_class(r, run.config.get("classes", []))]]
+    found += [(name, int(clock[-1, 0]), value) for name, value in _named(
+                  run.result or {}, dict(f1="test/f1", precision="test/precision", recall="test/recall"))]
     return sorted(Scalar(name, int(step), value, float(np.interp(step, *clock.T))) for name, step, value in found)
 
 # %% ../../nbs/runs/04_tracking.ipynb #c51ccaee
@@ -67,16 +76,21 @@ def _runs_of(run_or_folder: Run | str | Path) -> list[tuple[str, Run]]: # name, 
     if isinstance(run_or_folder, Run): return [(run_or_folder.name, run_or_folder)]
     top = Path(run_or_folder).resolve()
     found = [Run(r.folder.resolve()) for r in find_runs(run_or_folder)]
-    if not found: raise UserError(f"{run_or_folder}: found no run at or below it; expected a run folder, or one with runs below it, so name one")
+    if not found:
+        raise UserError(f"{run_or_folder}: found no run at or below it; expected a run "
+                        "folder, or one with runs below it, so name one")
     return sorted((r.folder.relative_to(top).as_posix() if r.folder != top else r.name, r) for r in found)
 
 def _require(*names: str) -> None:
     "`UserError` unless all these can be imported."
-    if missing := [n for n in names if not find_spec(n)]: raise UserError(f"{', '.join(missing)} cannot be imported; expected the extra `track`, so: pip install 'pseudolabel_nb[track]'")
+    if missing := [n for n in names if not find_spec(n)]:
+        raise UserError(f"{', '.join(missing)} cannot be imported; expected the extra "
+                        "`track`, so: pip install 'pseudolabel_nb[track]'")
 
 def _settings(run: Run) -> dict:
     "The configuration as names and plain values."
-    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in flatten(run.config).items()}
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in flatten(run.config).items()}
 
 def _begun(run: Run) -> float:
     "When the run was begun or taken up again, in seconds since 1970."
@@ -87,7 +101,9 @@ def _new(run: Run, there: dict, where: str) -> list[Scalar]:
     found = run_scalars(run)
     for s in found:
         if not math.isclose(there.get((s.name, s.step), s.value), s.value, rel_tol=1e-5, abs_tol=1e-7):
-            raise UserError(f"{where}: {s.name} at step {s.step} is {there[s.name, s.step]:.6g}; expected {s.value:.6g} as in {run.folder}, so another run was logged there: choose another place, or remove that one")
+            raise UserError(
+                f"{where}: {s.name} at step {s.step} is {there[s.name, s.step]:.6g}; expected {s.value:.6g} as in "
+                f"{run.folder}, so another run was logged there: choose another place, or remove that one")
     return [s for s in found if (s.name, s.step) not in there]
 
 def _in_tensorboard(folder: Path) -> dict[tuple[str, int], float]: # (name, step) -> value
@@ -104,13 +120,17 @@ def _events(run: Run, scalars: list[Scalar], first: bool) -> Iterator: # of tens
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     begun = _begun(run)
     if first: yield Event(wall_time=begun, summary=hparams_pb(_settings(run), trial_id=run.name, start_time_secs=begun))
-    for s in scalars: yield Event(wall_time=begun + s.seconds, step=s.step, summary=Summary(value=[Summary.Value(tag=s.name, simple_value=s.value)]))
+    for s in scalars:
+        yield Event(wall_time=begun + s.seconds, step=s.step,
+                    summary=Summary(value=[Summary.Value(tag=s.name, simple_value=s.value)]))
 
 def to_tensorboard(
     run_or_folder: Run | str | Path, # a run, or a folder with runs below it
     logdir: str | Path, # as in `tensorboard --logdir`
 ) -> int: # numbers that were added
-    "Write what TensorBoard does not have yet of these runs. Raises `UserError` where there is no run, another one was logged there, or TensorBoard is not installed."
+    """Write what TensorBoard does not have yet of these runs.
+
+    Raises `UserError` where there is no run, another one was logged there, or TensorBoard is not installed."""
     _require("tensorboard")
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
     added = 0
@@ -142,9 +162,12 @@ def _mlflow_run(client, experiment: str, name: str, run: Run): # mlflow.entities
     "The run in MLflow, made with its settings where there is none."
     from mlflow.entities import Param
     mark = _mark(name, run)
-    if found := client.search_runs([experiment], f"tags.`pseudolabel_nb.run` = '{mark}'", max_results=1): return found[0]
-    made = client.create_run(experiment, start_time=int(1000 * _begun(run)), tags={"pseudolabel_nb.run": mark}, run_name=name)
-    for params in _parts(list(_settings(run).items()), 100): client.log_batch(made.info.run_id, params=[Param(_plain(key), str(value)[:6000]) for key, value in params])
+    if found := client.search_runs([experiment], f"tags.`pseudolabel_nb.run` = '{mark}'", max_results=1):
+        return found[0]
+    made = client.create_run(
+        experiment, start_time=int(1000 * _begun(run)), tags={"pseudolabel_nb.run": mark}, run_name=name)
+    for params in _parts(list(_settings(run).items()), 100):
+        client.log_batch(made.info.run_id, params=[Param(_plain(key), str(value)[:6000]) for key, value in params])
     return made
 
 def _log_run(client, experiment: str, name: str, run: Run) -> int: # numbers that were added
@@ -154,19 +177,24 @@ def _log_run(client, experiment: str, name: str, run: Run) -> int: # numbers tha
     id, begun = logged.info.run_id, 1000 * _begun(run)
     there = {(key, m.step): m.value for key in logged.data.metrics for m in client.get_metric_history(id, key)}
     new = _new(run, there, f"MLflow run {id}")
-    for some in _parts(new, 1000): client.log_batch(id, metrics=[Metric(s.name, s.value, int(begun + 1000 * s.seconds), s.step) for s in some])
+    for some in _parts(new, 1000):
+        client.log_batch(id, metrics=[Metric(s.name, s.value, int(begun + 1000 * s.seconds), s.step) for s in some])
     status = dict(finished="FINISHED", failed="FAILED").get(run.status, "RUNNING")
     if run.error: client.set_tag(id, "error", str(run.error.get("error", ""))[:5000])
     if status == "RUNNING": client.update_run(id, status)
-    elif logged.info.status != status: client.set_terminated(id, status, int(begun + 1000 * sum(r.seconds for r in run.records())))
+    elif logged.info.status != status:
+        client.set_terminated(id, status, int(begun + 1000 * sum(r.seconds for r in run.records())))
     return len(new)
 
 def to_mlflow(
     run_or_folder: Run | str | Path, # a run, or a folder with runs below it
-    tracking_uri: str | None = None, # "http://server:5000" or "sqlite:///mlflow.db"; None: as MLFLOW_TRACKING_URI says, or MLflow's own default
+    # "http://server:5000" or "sqlite:///mlflow.db"; None: as MLFLOW_TRACKING_URI says, or MLflow's own default
+    tracking_uri: str | None = None,
     experiment: str | None = None, # None: the name of the folder, or of the folder that holds the run
 ) -> int: # numbers that were added
-    "Write what MLflow does not have yet of these runs. Raises `UserError` where there is no run, MLflow refuses, or it is not installed."
+    """Write what MLflow does not have yet of these runs.
+
+    Raises `UserError` where there is no run, MLflow refuses, or it is not installed."""
     runs = _runs_of(run_or_folder)
     _require("mlflow", "sqlalchemy", "alembic")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -177,4 +205,7 @@ def to_mlflow(
         client = MlflowClient(tracking_uri)
         id = _experiment(client, experiment or top.name)
         return sum(_log_run(client, id, name, run) for name, run in runs)
-    except MlflowException as e: raise UserError(f"MLflow at {tracking_uri or 'its default place'} refuses: {' '.join(str(e).split())[:300]}; expected a server or sqlite:///FILE, so check tracking_uri and experiment") from None
+    except MlflowException as e:
+        raise UserError(
+            f"MLflow at {tracking_uri or 'its default place'} refuses: {' '.join(str(e).split())[:300]}; "
+            "expected a server or sqlite:///FILE, so check tracking_uri and experiment") from None

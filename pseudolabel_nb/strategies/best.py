@@ -12,6 +12,6 @@ from .threshold import EveryPixel
 
 # %% ../../nbs/strategies/18_best.ipynb #b516c2b6
 best = ship(Strategy("best", EveryPixel(), CopyPaste(both_ways=False, view="strong", rotations="quarter"), rounds=1,
-    about="labeled foreground pasted into unlabeled windows in strong views, every pixel labeled by its more probable class: "
-          "what came out best where labels are far too few"),
-    when="the baseline is at its plateau, and the network has room", price="2.3 times a step")
+                     about="labeled foreground pasted into unlabeled windows in strong views, every pixel labeled by "
+                           "its more probable class: what came out best where labels are far too few"),
+            when="the baseline is at its plateau, and the network has room", price="2.3 times a step")

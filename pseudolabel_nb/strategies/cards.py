@@ -12,8 +12,10 @@ from ..cards import bar, block, brief, card, code, facts, masks, table
 def rule_card(rule) -> str:
     "Return a `Rule` as HTML: its thresholds, its best images, its weights."
     names = ", ".join(rule.images[:3]) + ", …" * (len(rule.images) > 3)
-    thresholds = [(f"keep class {c} from" if c else "keep background from", f"{t:.3f}") for c, t in enumerate(rule.thresholds)]
-    weights = [("weight", rule.weight if rule.weight != 1 else ""), ("weighed by", "confidence" if rule.by_confidence else "")]
+    thresholds = [
+        (f"keep class {c} from" if c else "keep background from", f"{t:.3f}") for c, t in enumerate(rule.thresholds)]
+    weights = [
+        ("weight", rule.weight if rule.weight != 1 else ""), ("weighed by", "confidence" if rule.by_confidence else "")]
     warning = [block(rule.warning, tone="warning")] if rule.warning else []
     about = f"{len(rule.images):,} image{'s' * (len(rule.images) != 1)}"
     return card("Rule", facts([*thresholds, ("best images", names), *weights]), *warning, about=about)

@@ -49,7 +49,8 @@ def exchange(
     limit: int, # images at most
     least: int, # images at least
     tolerance: float, # relative, ends the search
-    most: int = 2000, # images that may leave (those chosen last), and that may enter (the best), so that the search stays small
+    # images that may leave (those chosen last), and that may enter (the best), so that the search stays small
+    most: int = 2000,
 ) -> list[int]:
     "The best single exchange, repeated until the ratio is within tolerance or nothing improves it."
     chosen, off = list(chosen), lambda total: np.abs(foreground_ratio(total) / prior - 1)
@@ -63,7 +64,8 @@ def exchange(
         if len(chosen) <= least: distance[1:, 0] = np.inf
         out, into = np.unravel_index(distance.argmin(), distance.shape)
         if distance[out, into] >= off(total) - 1e-12: break
-        chosen = [i for k, i in enumerate(chosen, 1 - stay) if k != out or not out] + ([others[into - 1]] if into else [])
+        chosen = (
+            [i for k, i in enumerate(chosen, 1 - stay) if k != out or not out] + ([others[into - 1]] if into else []))
     return chosen
 
 def fill_up(
@@ -92,7 +94,8 @@ def balanced_images(
     tolerance: float = 0.1, # relative
 ) -> list[int]:
     "Images whose kept pixels together meet the prior, as far as the images allow; deterministic."
-    chosen, far, rank = take_in_turn(kept, order, prior, limit), np.abs(foreground_ratio(kept) - prior), {i: k for k, i in enumerate(order)}
+    chosen, far, rank = take_in_turn(kept, order, prior, limit), np.abs(foreground_ratio(kept) - prior), {
+        i: k for k, i in enumerate(order)}
     nearest = sorted(set(order) - set(chosen), key=lambda i: (far[i], rank[i]))
     chosen += nearest[:max(0, min(least, limit) - len(chosen))]
     chosen = exchange(kept, chosen, order, prior, limit, least, tolerance)
@@ -117,7 +120,8 @@ class ClassBalanced(Selector):
         kept = np.stack([kept[:, 0], kept[:, 1:].sum(1)], 1)
         scores = predictions.scores()
         order = sorted(np.flatnonzero(kept.sum(1)).tolist(), key=lambda i: (-scores[i], predictions.ids[i]))
-        chosen = balanced_images(kept, order, prior, at_most(self.ratio, context.labeled), context.labeled, self.tolerance)
+        chosen = balanced_images(
+            kept, order, prior, at_most(self.ratio, context.labeled), context.labeled, self.tolerance)
         taken = set(chosen)
         images = tuple(predictions.ids[i] for i in order if i in taken)
         return Rule(thresholds, images, warning=_warning(kept[chosen].sum(0), prior, self.tolerance))
@@ -126,8 +130,10 @@ def _warning(total: np.ndarray, prior: float, tolerance: float) -> str:
     "A sentence when the chosen images miss the prior, else nothing."
     ratio = float(foreground_ratio(total))
     if abs(ratio / prior - 1) <= tolerance: return ""
-    remedy = "lower the foreground threshold or train the teacher longer" if ratio < prior else "raise the foreground threshold or lower the background threshold"
+    remedy = ("lower the foreground threshold or train the teacher longer" if ratio < prior
+              else "raise the foreground threshold or lower the background threshold")
     return f"no choice of images meets the prior of {prior:.2%}: the kept foreground ratio is {ratio:.2%}; {remedy}"
 
-class_balanced = ship(Strategy("class_balanced", ClassBalanced(), about="0.60 for foreground, 0.80 for background; images chosen to match the prior"),
-    when="the pseudo-labels hold too little foreground", price="as good as its prior")
+class_balanced = ship(Strategy("class_balanced", ClassBalanced(),
+                               about="0.60 for foreground, 0.80 for background; images chosen to match the prior"),
+                      when="the pseudo-labels hold too little foreground", price="as good as its prior")

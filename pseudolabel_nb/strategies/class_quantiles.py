@@ -24,7 +24,8 @@ def best_bins(
     rows: list[int], # of the images
     predicted: bool = False, # count a pixel for the class that is predicted only?
 ) -> np.ndarray: # (C, bins + 1) int64
-    "Pixels in the 0, 1, 2, … most confident bins of each class, over some images; for more than two classes from just over one half on."
+    """Pixels in the 0, 1, 2, … most confident bins of each class, over some images; for more than two classes from just
+    over one half on."""
     hist = predictions.histograms[rows].sum(0, dtype=np.int64)
     if predictions.n_classes > 2: hist[:, :bins // 2 + 1] = 0
     elif not predicted: hist = np.stack([hist[0] + hist[1, ::-1], hist[1] + hist[0, ::-1]])
@@ -56,7 +57,8 @@ def aligned_cuts(
     wanted: float, # pixels to keep in all
     tolerance: float = 0.05, # relative
 ) -> np.ndarray: # (C,) bins to take
-    "Cuts whose kept pixels show the classes as the prior does, as far as the bins allow; of those, about as many pixels as wanted."
+    """Cuts whose kept pixels show the classes as the prior does, as far as the bins allow; of those, about as many
+    pixels as wanted."""
     common = int(prior.argmax())
     anchor = np.flatnonzero(np.diff(best[common, :bins // 2 + 1])) + 1 # each takes one bin more that is not empty
     whole = best[common, anchor] / prior[common]
@@ -72,24 +74,30 @@ def aligned_cuts(
 # %% ../../nbs/strategies/06_class_quantiles.ipynb #f5aac8f7
 @dataclass(frozen=True)
 class ClassQuantiles(Selector):
-    "The most confident share of each class in place of thresholds (Zou 2018), in the proportion of the prior (He 2021)."
+    """The most confident share of each class in place of thresholds (Zou 2018), in the proportion of the prior (He
+    2021)."""
     quantile: float = 0.2 # share of the pixels to keep, in (0, 1]
     aligned: bool = True # in the proportion of the prior; else that share of the pixels predicted as each class
     ratio: float | None = None # pseudo-labeled images a labeled one, at most; None: every image
 
     def __post_init__(self):
-        if not 0 < self.quantile <= 1: raise UserError(f"quantile is {self.quantile}; expected a share over 0 and at most 1, such as 0.2")
+        if not 0 < self.quantile <= 1:
+            raise UserError(f"quantile is {self.quantile}; expected a share over 0 and at most 1, such as 0.2")
         if self.ratio is not None: at_most(self.ratio, 1)
 
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "Thresholds a class that keep their shares of the chosen images; the images best first."
         predictions, prior = members[0], np.array(context.prior)
-        if len(prior) != predictions.n_classes: raise UserError(f"the prior has {len(prior)} classes, the predictions {predictions.n_classes}; expected one ratio a class, so estimate it with n_classes={predictions.n_classes}")
-        images = best_images(predictions.ids, predictions.scores(), None if self.ratio is None else at_most(self.ratio, context.labeled))
+        if len(prior) != predictions.n_classes:
+            raise UserError(f"the prior has {len(prior)} classes, the predictions {predictions.n_classes}; expected "
+                            f"one ratio a class, so estimate it with n_classes={predictions.n_classes}")
+        images = best_images(
+            predictions.ids, predictions.scores(), None if self.ratio is None else at_most(self.ratio, context.labeled))
         rows = [predictions.index(id) for id in images]
         best = best_bins(predictions, rows, predicted=not self.aligned)
         cuts = self._cuts(best, prior, predictions.predicted()[rows].sum(0))
-        return Rule(thresholds_at(cuts), images, warning=_warning(best[np.arange(len(best)), cuts], prior, self.aligned))
+        return Rule(
+            thresholds_at(cuts), images, warning=_warning(best[np.arange(len(best)), cuts], prior, self.aligned))
 
     def _cuts(self, best: np.ndarray, prior: np.ndarray, predicted: np.ndarray) -> np.ndarray: # (C,)
         "Bins to take of each class."
@@ -111,9 +119,14 @@ def _warning(kept: np.ndarray, prior: np.ndarray, aligned: bool) -> str:
     worst = int(missing.argmax() if missing.any() else off.argmax())
     name = ("background", "foreground")[worst] if len(prior) == 2 else f"class {worst}"
     if missing.any(): why = "the teacher is sure of it nowhere, so train the teacher longer"
-    elif aligned: why = "too many pixels share one confidence for a threshold between them, so choose images instead, as class_balanced does"
+    elif aligned:
+        why = ("too many pixels share one confidence for a threshold between them, "
+               "so choose images instead, as class_balanced does")
     else: why = "the shares are of what the teacher predicts, so set aligned=True to keep the proportion of the labels"
-    return f"the kept pixels are {kept[worst] / max(kept.sum(), 1):.2%} {name}, the prior says {prior[worst]:.2%}: {why}"
+    return (
+        f"the kept pixels are {kept[worst] / max(kept.sum(), 1):.2%} {name}, the prior says {prior[worst]:.2%}: {why}")
 
-class_quantiles = ship(Strategy("class_quantiles", ClassQuantiles(), schedule=Moving("quantile", 0.2, 0.5), about="the most confident share of each class, 0.2 to 0.5 over the rounds, in the proportion of the prior"),
-    when="the teacher is badly calibrated", price="as good as its prior")
+class_quantiles = ship(Strategy("class_quantiles", ClassQuantiles(), schedule=Moving("quantile", 0.2, 0.5),
+                                about="the most confident share of each class, 0.2 to 0.5 over the "
+                                      "rounds, in the proportion of the prior"),
+                       when="the teacher is badly calibrated", price="as good as its prior")

@@ -40,7 +40,8 @@ class CopyPaste(Method):
         if self.cutmix: pseudo = cutmix(pseudo, step.rng)
         labeled, pseudo = (exchange if self.both_ways else paste)(batch.labeled, pseudo, step.rng)
         on_labeled, on_pseudo = step.student(labeled.images, pseudo.images)
-        supervised = step.loss(on_labeled, scale_pseudo(labeled, weight)) # what came from the teacher weighs w here, too
+        # what came from the teacher weighs w here, too
+        supervised = step.loss(on_labeled, scale_pseudo(labeled, weight))
         return supervised + weight * step.loss(on_pseudo, pseudo, self.pseudo_loss)
 
 # %% ../../nbs/strategies/14_copy_paste.ipynb #89a3f0aa

@@ -37,5 +37,6 @@ class CrossPseudoSupervision(Method):
         return unlabeled + sum(step.loss(logits, batch.labeled) for logits in on_labeled)
 
 # %% ../../nbs/strategies/13_cps.ipynb #c94909e5
-cps = ship(Strategy("cps", EveryPixel(), CrossPseudoSupervision(), rounds=1, about="two networks teach each other at every step"),
-    when="a single network confirms its own mistakes", price="4 times a step")
+cps = ship(Strategy("cps", EveryPixel(), CrossPseudoSupervision(), rounds=1,
+                    about="two networks teach each other at every step"),
+           when="a single network confirms its own mistakes", price="4 times a step")

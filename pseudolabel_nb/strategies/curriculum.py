@@ -12,8 +12,9 @@ from .strategy import Strategy, ship
 from .threshold import Threshold
 
 # %% ../../nbs/strategies/07_curriculum.ipynb #c14cd56a
-curriculum = ship(Strategy("curriculum", Threshold(), schedule=Moving("threshold", 0.90, 0.60), about="a threshold that falls over the rounds: 0.90, 0.75, 0.60"),
-    when="the first teacher is poor", price="strict first rounds")
+curriculum = ship(Strategy("curriculum", Threshold(), schedule=Moving("threshold", 0.90, 0.60),
+                           about="a threshold that falls over the rounds: 0.90, 0.75, 0.60"),
+                  when="the first teacher is poor", price="strict first rounds")
 
 def curriculum_threshold(
     iteration: int, # from 1
@@ -22,5 +23,6 @@ def curriculum_threshold(
     final_threshold: float = 0.60,
 ) -> float:
     "The threshold of an iteration, from the first to the last in equal steps; `UserError` outside 1 … max_iterations."
-    if not 1 <= iteration <= max_iterations: raise UserError(f"iteration is {iteration}; expected 1 to max_iterations = {max_iterations}")
+    if not 1 <= iteration <= max_iterations:
+        raise UserError(f"iteration is {iteration}; expected 1 to max_iterations = {max_iterations}")
     return Moving("threshold", initial_threshold, final_threshold).value(iteration, max_iterations)

@@ -19,8 +19,10 @@ from .pseudo_images import target_table
 from .threshold import ClassThresholds
 
 # %% ../../nbs/strategies/09_ensemble.ipynb #9eb1772f
-ensemble = ship(Strategy("ensemble", ClassThresholds(0.60, 0.80), teacher=Teacher(members=3, source="seeds", combine="mean"),
-    about="three networks from other initial weights; their mean, 0.60 for foreground and 0.80 for background"),
+ensemble = ship(
+    Strategy(
+        "ensemble", ClassThresholds(0.60, 0.80), teacher=Teacher(members=3, source="seeds", combine="mean"),
+        about="three networks from other initial weights; their mean, 0.60 for foreground and 0.80 for background"),
     when="single networks differ much from seed to seed", price="each member has a share of the steps")
 
 # %% ../../nbs/strategies/09_ensemble.ipynb #b43bdb42
@@ -37,11 +39,14 @@ def agreement(
     weights: Sequence[float] | None = None, # (M,), such as validation F1; None: "weighted" is left out
     ids: Sequence[str] | None = None, # of the images to count; None: all
 ) -> dict[str, tuple[int, ...]]: # (C,) pixels by rule
-    "What each agreement rule keeps of each class under these thresholds. Raises `UserError` where members or thresholds do not fit."
+    """What each agreement rule keeps of each class under these thresholds.
+
+    Raises `UserError` where members or thresholds do not fit."""
     check_members(members)
     first, rule = members[0], Rule(tuple(thresholds))
     table = target_table(rule) if first.n_classes == 2 else None
-    kept = {how: np.zeros(first.n_classes, np.int64) for how in agreement_rules if how != "weighted" or weights is not None}
+    kept = {
+        how: np.zeros(first.n_classes, np.int64) for how in agreement_rules if how != "weighted" or weights is not None}
     for i in progress([first.index(id) for id in (first.ids if ids is None else ids)], desc="agreement"):
         for how in kept: kept[how] += _kept(rule, table, combined_planes(members, i, how, weights))
     return {how: tuple(n.tolist()) for how, n in kept.items()}

@@ -26,7 +26,8 @@ from .threshold import Threshold
 class _GivenImages:
     "The user's images as the stream wants them, one by one and unchanged."
     def __init__(self, images):
-        if not len(images): raise UserError("unlabeled_images is empty; expected at least one image, so check the data set or its path")
+        if not len(images):
+            raise UserError("unlabeled_images is empty; expected at least one image, so check the data set or its path")
         self.given, self.ids = images, tuple(f"{i:09d}" for i in range(len(images)))
         self._shapes: dict[int, tuple[int, int]] = {}
 
@@ -40,7 +41,9 @@ class _GivenImages:
         x = self.given[i]
         x = np.asarray(x[0] if isinstance(x, (tuple, list)) else x, dtype=np.float32)
         if x.ndim == 2: x = x[None]
-        if x.ndim != 3: raise UserError(f"unlabeled_images: image {i} has shape {x.shape}; expected (H, W) or (channels, H, W), so add or drop an axis")
+        if x.ndim != 3:
+            raise UserError(f"unlabeled_images: image {i} has shape {x.shape}; expected (H, W) "
+                            "or (channels, H, W), so add or drop an axis")
         self._shapes[i] = x.shape[1:]
         return x
 
@@ -52,11 +55,13 @@ class _GivenImages:
 # %% ../../nbs/strategies/17_functions.ipynb #9c7bd46c
 def _same_kind(given, items: list[np.ndarray]):
     "`items` stacked as a tensor or an array if `given` is one, else a list of tensors."
-    if isinstance(given, Tensor): return torch.from_numpy(np.stack(items)) if items else torch.zeros((0, *given.shape[1:]))
+    if isinstance(given, Tensor):
+        return torch.from_numpy(np.stack(items)) if items else torch.zeros((0, *given.shape[1:]))
     if isinstance(given, np.ndarray): return np.stack(items) if items else np.zeros((0, *given.shape[1:]), np.float32)
     return [torch.from_numpy(x) for x in items]
 
-def _pseudo_labels(model: nn.Module, images, device, batch_size: int, selector: Selector, context: Context, **facts) -> tuple:
+def _pseudo_labels(model: nn.Module, images, device, batch_size: int, selector: Selector, context: Context,
+                   **facts) -> tuple:
     "Predict into a temporary store, fit the selector, apply its rule, count."
     given, home = _GivenImages(images), next(model.parameters(), torch.zeros(0)).device
     with tempfile.TemporaryDirectory() as folder:
@@ -66,15 +71,19 @@ def _pseudo_labels(model: nn.Module, images, device, batch_size: int, selector: 
         pseudo = PseudoImages(given, predictions, rule)
         masks, where = [pseudo.mask(i) for i in range(len(pseudo))], [given.index(id) for id in pseudo.ids]
     kept = np.array([[(m == c).sum() for c in (0, 1, 255)] for m in masks], dtype=int).reshape(-1, 3).sum(0)
-    stats = dict(n_images=len(given), n_pseudo=len(masks), indices=where, thresholds=dict(background=rule.thresholds[0], particle=rule.thresholds[1]),
+    stats = dict(n_images=len(given), n_pseudo=len(masks), indices=where,
+                 thresholds=dict(background=rule.thresholds[0], particle=rule.thresholds[1]),
                  background_pixels=int(kept[0]), particle_pixels=int(kept[1]), ignored_pixels=int(kept[2]),
                  particle_ratio=float(kept[1] / max(kept[:2].sum(), 1)), warning=rule.warning, **facts)
-    return _same_kind(images, [given.image(i) for i in where]), _same_kind(images, masks) if masks else _no_masks(images), stats
+    return (_same_kind(images, [given.image(i) for i in where]),
+            _same_kind(images, masks) if masks else _no_masks(images), stats)
 
 def _no_masks(given):
     "No masks at all, in the kind of `given`."
     shape = (0, *given.shape[-2:]) if hasattr(given, "shape") else ()
-    return torch.zeros(shape, dtype=torch.uint8) if isinstance(given, Tensor) else np.zeros(shape, np.uint8) if isinstance(given, np.ndarray) else []
+    return (torch.zeros(shape, dtype=torch.uint8) if isinstance(given, Tensor)
+            else np.zeros(shape, np.uint8) if isinstance(given, np.ndarray)
+            else [])
 
 # %% ../../nbs/strategies/17_functions.ipynb #d0cc024d
 def generate_class_balanced_pseudo_labels(
@@ -87,12 +96,17 @@ def generate_class_balanced_pseudo_labels(
     max_pseudo_labels: int | None = None, # images at most; None: as many as meet the ratio
     batch_size: int = 4,
 ) -> tuple: # (pseudo_images, pseudo_masks, stats)
-    "Separate thresholds, and images whose kept pixels meet the ratio; masks uint8 in {0, 1, 255 = ignore}. See [class_balanced](05_class_balanced.ipynb)."
-    if not 0 < target_particle_ratio < 1: raise UserError(f"target_particle_ratio is {target_particle_ratio}; expected a ratio between 0 and 1, such as 0.04 for 4 %")
+    """Separate thresholds, and images whose kept pixels meet the ratio; masks uint8 in {0, 1, 255 = ignore}.
+
+    See [class_balanced](05_class_balanced.ipynb)."""
+    if not 0 < target_particle_ratio < 1:
+        raise UserError(
+            f"target_particle_ratio is {target_particle_ratio}; expected a ratio between 0 and 1, such as 0.04 for 4 %")
     limit = len(unlabeled_images) if max_pseudo_labels is None else max_pseudo_labels
     selector = ClassBalanced(confidence_threshold_particle, confidence_threshold_background, ratio=limit)
     context = Context(prior=(1 - target_particle_ratio, target_particle_ratio), labeled=1)
-    return _pseudo_labels(model, unlabeled_images, device, batch_size, selector, context, target_particle_ratio=target_particle_ratio)
+    return _pseudo_labels(
+        model, unlabeled_images, device, batch_size, selector, context, target_particle_ratio=target_particle_ratio)
 
 def generate_limited_pseudo_labels(
     model: nn.Module, # binary: one logit, or two classes
@@ -105,7 +119,8 @@ def generate_limited_pseudo_labels(
 ) -> tuple: # (pseudo_images, pseudo_masks, stats)
     "The most confident images only; masks uint8 in {0, 1, 255 = ignore}. See [limited](04_limited.ipynb)."
     selector = Limited(confidence_threshold, pseudo_to_labeled_ratio)
-    return _pseudo_labels(model, unlabeled_images, device, batch_size, selector, Context(labeled=labeled_count), labeled_count=labeled_count)
+    return _pseudo_labels(model, unlabeled_images, device, batch_size, selector, Context(labeled=labeled_count),
+                          labeled_count=labeled_count)
 
 def generate_curriculum_pseudo_labels(
     model: nn.Module, # binary: one logit, or two classes
@@ -117,6 +132,9 @@ def generate_curriculum_pseudo_labels(
     final_threshold: float = 0.60,
     batch_size: int = 4,
 ) -> tuple: # (pseudo_images, pseudo_masks, stats)
-    "A threshold that falls with the iteration: 0.90, 0.75, 0.60; masks uint8 in {0, 1, 255 = ignore}. See [curriculum](07_curriculum.ipynb)."
+    """A threshold that falls with the iteration: 0.90, 0.75, 0.60; masks uint8 in {0, 1, 255 = ignore}.
+
+    See [curriculum](07_curriculum.ipynb)."""
     threshold = curriculum_threshold(iteration, max_iterations, initial_threshold, final_threshold)
-    return _pseudo_labels(model, unlabeled_images, device, batch_size, Threshold(threshold), Context(round=iteration, rounds=max_iterations), iteration=iteration, threshold=threshold)
+    return _pseudo_labels(model, unlabeled_images, device, batch_size, Threshold(threshold),
+                          Context(round=iteration, rounds=max_iterations), iteration=iteration, threshold=threshold)

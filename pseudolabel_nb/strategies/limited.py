@@ -19,7 +19,8 @@ def at_most(
     labeled: int, # labeled images
 ) -> int: # at least 1
     "The number of pseudo-labeled images that `ratio` allows."
-    if not ratio > 0: raise UserError(f"ratio of pseudo-labeled to labeled images is {ratio}; expected more than 0, such as 1.0")
+    if not ratio > 0:
+        raise UserError(f"ratio of pseudo-labeled to labeled images is {ratio}; expected more than 0, such as 1.0")
     return max(1, int(ratio * labeled + 1e-9))
 
 @dataclass(frozen=True)
@@ -36,5 +37,6 @@ class Limited(Selector):
         images = best_images(predictions.ids, predictions.scores(), at_most(self.ratio, context.labeled))
         return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold), images)
 
-limited = ship(Strategy("limited", Limited(), about="the same threshold; one pseudo-labeled image a labeled one, the most confident"),
-    when="pseudo-labels outnumber labels several times", price="most images stay unused")
+limited = ship(Strategy("limited", Limited(),
+                        about="the same threshold; one pseudo-labeled image a labeled one, the most confident"),
+               when="pseudo-labels outnumber labels several times", price="most images stay unused")

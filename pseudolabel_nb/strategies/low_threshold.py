@@ -19,15 +19,18 @@ def decision_thresholds(
     n_classes: int,
     threshold: float, # foreground from here on, in (0, 1)
 ) -> tuple[float, ...]: # (n_classes,), summing to 1 but for a hair
-    "Thresholds a class that leave no pixel out; the foreground's lie half a millionth lower, so that a pixel just on the cut is foreground."
-    if not 0 < threshold < 1: raise UserError(f"threshold is {threshold}; expected a probability between 0 and 1, such as 0.4")
+    """Thresholds a class that leave no pixel out; the foreground's lie half a millionth lower, so that a pixel just on
+    the cut is foreground."""
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold is {threshold}; expected a probability between 0 and 1, such as 0.4")
     background, *others = class_thresholds(n_classes, threshold, 1 - threshold)
     whole = background + sum(others)
     return (round_off(background / whole), *(round_off(t / whole - 5e-7) for t in others))
 
 @dataclass(frozen=True)
 class LowThreshold(Selector):
-    "Foreground from a threshold on, background elsewhere, nothing ignored; all images (Elkan 2001, in the rule of Zou 2018)."
+    """Foreground from a threshold on, background elsewhere, nothing ignored; all images (Elkan 2001, in the rule of Zou
+    2018)."""
     threshold: float = 0.50 # foreground from this probability on, in (0, 1)
 
     def __post_init__(self): decision_thresholds(2, self.threshold) # refuses what is no probability
@@ -35,7 +38,9 @@ class LowThreshold(Selector):
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "The decision as thresholds a class; every image, best first."
         predictions = members[0]
-        return Rule(decision_thresholds(predictions.n_classes, self.threshold), best_images(predictions.ids, predictions.scores()))
+        return Rule(decision_thresholds(predictions.n_classes, self.threshold),
+                    best_images(predictions.ids, predictions.scores()))
 
-low_threshold = ship(Strategy("low_threshold", LowThreshold(), about="foreground from 0.50 on, background elsewhere; every image, every pixel"),
-    when="the teacher misses objects, and seldom invents any", price="more invented foreground")
+low_threshold = ship(Strategy("low_threshold", LowThreshold(),
+                              about="foreground from 0.50 on, background elsewhere; every image, every pixel"),
+                     when="the teacher misses objects, and seldom invents any", price="more invented foreground")

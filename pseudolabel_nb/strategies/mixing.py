@@ -70,7 +70,8 @@ def cutmix(
     pseudo: PixelBatch,
     rng: np.random.Generator,
 ) -> PixelBatch:
-    "A box of each window comes from another window of the part (Yun 2019; French 2020); a single window stays as it is."
+    """A box of each window comes from another window of the part (Yun 2019; French 2020); a single window stays as it
+    is."""
     n, height, width = pseudo.target.shape
     if n < 2: return pseudo
     where = torch.zeros(pseudo.target.shape, dtype=torch.bool)
@@ -139,7 +140,8 @@ register_mixing("paste")(paste)
 register_mixing("copy_paste")(copy_paste)
 
 @register_mixing("both")
-def cutmixed_and_pasted(labeled: PixelBatch, pseudo: PixelBatch, rng: np.random.Generator) -> tuple[PixelBatch, PixelBatch]:
+def cutmixed_and_pasted(labeled: PixelBatch, pseudo: PixelBatch,
+                        rng: np.random.Generator) -> tuple[PixelBatch, PixelBatch]:
     "Boxes exchanged among the unlabeled windows, then foreground both ways."
     return copy_paste(labeled, cutmix(pseudo, rng), rng)
 

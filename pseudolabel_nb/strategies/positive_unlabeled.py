@@ -29,8 +29,8 @@ def foreground_scores(
     "Return the logit of each pixel's foreground probability; `UserError` for more than two classes."
     logits = two_logits(logits).float()
     if logits.shape[1] != 2:
-        raise UserError(f"positive-unlabeled risks know foreground and background, the network has {logits.shape[1]} classes; "
-                        "expected 2, so merge the foreground classes or choose another method")
+        raise UserError(f"positive-unlabeled risks know foreground and background, the network has {logits.shape[1]} "
+                        "classes; expected 2, so merge the foreground classes or choose another method")
     return logits[:, 1] - logits[:, 0]
 
 def positives(
@@ -41,7 +41,8 @@ def positives(
     return scores[(labeled.target > 0) & (labeled.target != 255)]
 
 # %% ../../nbs/strategies/14a_positive_unlabeled.ipynb #c40fc216
-surrogates: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": lambda z: torch.sigmoid(-z), "logistic": lambda z: F.softplus(-z)}
+surrogates: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda z: torch.sigmoid(-z), "logistic": lambda z: F.softplus(-z)}
 
 def nnpu_risk(
     scores_p: Tensor, # (n,) of labeled foreground
@@ -64,7 +65,8 @@ def nnpu_risk(
 def count_distribution(
     scores: Tensor, # (m,)
 ) -> Tensor: # (m + 1,), summing to 1
-    "How probable 0, 1, …, m positives are: a normal distribution of mean Σp and variance Σp(1 − p), at whole numbers (Bepler 2019)."
+    """How probable 0, 1, …, m positives are: a normal distribution of mean Σp and variance Σp(1 − p), at whole numbers
+    (Bepler 2019)."""
     p, k = scores.sigmoid(), torch.arange(len(scores) + 1, dtype=scores.dtype, device=scores.device)
     variance = (p * (-scores).sigmoid()).sum().clamp(min=1 / 12)
     return (-(k - p.sum()) ** 2 / (2 * variance)).softmax(0)
@@ -121,7 +123,8 @@ def penalized_count(scores_p: Tensor, scores_u: Tensor, prior: float) -> Tensor:
 # %% ../../nbs/strategies/14a_positive_unlabeled.ipynb #19c0594e
 @dataclass(frozen=True)
 class PositiveUnlabeled(Method):
-    "Learn from labeled foreground and from unlabeled windows, whose share of foreground is known (Kiryo 2017; Bepler 2019)."
+    """Learn from labeled foreground and from unlabeled windows, whose share of foreground is known (Kiryo 2017; Bepler
+    2019)."""
     risk: str = "nnpu" # or "ge_binomial", or a registered one
     weight: float = bounded(1.0, ge=0, lt=math.inf) # of the risk
     uniform = True
@@ -133,7 +136,8 @@ class PositiveUnlabeled(Method):
     def loss(self, step, batch: StepBatch) -> Tensor:
         "Return L_lab + w · R(P, U, prior), without L_lab where the background of the labels is unknown."
         if not 0 < step.foreground < 1:
-            raise UserError(f"prior is {step.prior}; expected background and foreground; give the strategy a prior, such as prior=0.04")
+            raise UserError(f"prior is {step.prior}; expected background and foreground; give "
+                            "the strategy a prior, such as prior=0.04")
         on_labeled, on_unlabeled = step.student(batch.labeled.images, batch.unlabeled.images)
         marked, unlabeled = positives(foreground_scores(on_labeled), batch.labeled), foreground_scores(on_unlabeled)
         risk = self.weight * lookup(risks, self.risk, "risk")(marked, unlabeled.flatten(), step.foreground)

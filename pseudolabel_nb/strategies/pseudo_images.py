@@ -24,7 +24,8 @@ def _selection_table(rule: Rule) -> Selection:
     return apply(rule, with_background(np.arange(levels + 1, dtype=np.uint16).reshape(1, 1, -1)))
 
 class PseudoImages:
-    "The images a rule trusts, with targets from the teacher's predictions; to the training loop a set of labeled images."
+    """The images a rule trusts, with targets from the teacher's predictions; to the training loop a set of labeled
+    images."""
     def __init__(self,
         images, # `ImageSet` that holds at least the images of the rule; its masks are never read
         predictions: Predictions, # of the teacher
@@ -35,30 +36,38 @@ class PseudoImages:
         self._probs_at = [predictions.index(id) for id in rule.images]
         self._table = target_table(rule) if predictions.n_classes == 2 else None
         self.weighs = rule.by_confidence or rule.weight != 1 # do pixels have weights of their own?
-        self._weights = _selection_table(rule).weight.numpy().ravel() if self.weighs and predictions.n_classes == 2 else None
+        self._weights = (
+            _selection_table(rule).weight.numpy().ravel() if self.weighs and predictions.n_classes == 2 else None)
 
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"PseudoImages({len(self)} images, thresholds {self.rule.thresholds})"
 
     def _repr_html_(self) -> str:
-        return card("PseudoImages", masks(self.mask(i) for i in range(min(4, len(self)))), facts([("thresholds", ", ".join(f"{t:.3f}" for t in self.rule.thresholds))]), about=f"{len(self):,} image{'s' * (len(self) != 1)}")
+        return card("PseudoImages", masks(self.mask(i) for i in range(min(4, len(self)))),
+                    facts([("thresholds", ", ".join(f"{t:.3f}" for t in self.rule.thresholds))]),
+                    about=f"{len(self):,} image{'s' * (len(self) != 1)}")
 
     def shape(self, i: int) -> tuple[int, int]:
         "(H, W) of image `i`."
         return self.predictions.shape(self._probs_at[i])
 
-    def crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray: # (channels, height, width) float32
+    # (channels, height, width) float32
+    def crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         "A window of image `i`."
         return self.images.crop(self._image_at[i], top, left, height, width)
 
     def mask_crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray: # (height, width) uint8
         "The pseudo-labels in a window of image `i`: classes, or 255 = ignore."
-        if self._table is None: return apply(self.rule, self.predictions.crop(self._probs_at[i], top, left, height, width)).target[0].numpy()
+        if self._table is None:
+            return apply(
+                self.rule, self.predictions.crop(self._probs_at[i], top, left, height, width)).target[0].numpy()
         return self._table[self.predictions.quantized(self._probs_at[i])[0, top:top + height, left:left + width]]
 
     def weight_crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray: # (height, width) float32
         "What the pseudo-labels in a window of image `i` weigh, each relative to the others; 0 where ignored."
-        if self._weights is None: return apply(self.rule, self.predictions.crop(self._probs_at[i], top, left, height, width)).weight[0].numpy()
+        if self._weights is None:
+            return apply(
+                self.rule, self.predictions.crop(self._probs_at[i], top, left, height, width)).weight[0].numpy()
         return self._weights[self.predictions.quantized(self._probs_at[i])[0, top:top + height, left:left + width]]
 
     def mask(self, i: int) -> np.ndarray: # (H, W) uint8
@@ -67,7 +76,8 @@ class PseudoImages:
 
     def kept(self) -> tuple[int, ...]: # (C,)
         "Pixels kept a class, over all images, counted exactly."
-        counts = [np.bincount(self.mask(i).ravel(), minlength=256)[:self.predictions.n_classes] for i in range(len(self))]
+        counts = [
+            np.bincount(self.mask(i).ravel(), minlength=256)[:self.predictions.n_classes] for i in range(len(self))]
         return tuple(int(n) for n in np.sum(counts, 0)) if counts else (0,) * self.predictions.n_classes
 
 # %% ../../nbs/strategies/01_pseudo_images.ipynb #53dcec4e
@@ -84,7 +94,8 @@ class UnlabeledImages:
         "(H, W) of image `i`."
         return self.images.shape(i)
 
-    def crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray: # (channels, height, width) float32
+    # (channels, height, width) float32
+    def crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         "A window of image `i`."
         return self.images.crop(i, top, left, height, width)
 

@@ -27,12 +27,17 @@ def recenter(
 
 def expected_f1(
     histograms: np.ndarray, # (N, C, 1024), from `confidence_histogram`
-    decision: float = 0.5, # foreground where p >= decision; unused with more than two classes, of which the most probable decides
+    # foreground where p >= decision; unused with more than two classes, of which the most probable decides
+    decision: float = 0.5,
     smooth: float | np.ndarray = 0.0, # px, or (N,) px: foreground that is taken for found beforehand
 ) -> np.ndarray: # (N,) in [0, 1]
-    "F1 of all foreground that is to be expected of each image if the probabilities are right; 0 where nothing is predicted and nothing smooths. Computed some images at a time."
+    """F1 of all foreground that is to be expected of each image if the probabilities are right; 0 where nothing is
+    predicted and nothing smooths. Computed some images at a time."""
     smooth, some = np.broadcast_to(smooth, len(histograms)), 1024
-    return np.concatenate([np.zeros(0), *(_expected_f1(histograms[k:k + some], decision, smooth[k:k + some]) for k in range(0, len(histograms), some))])
+    return np.concatenate(
+        [np.zeros(0),
+         *(_expected_f1(histograms[k:k + some], decision, smooth[k:k + some])
+           for k in range(0, len(histograms), some))])
 
 def _expected_f1(histograms: np.ndarray, decision: float, smooth: np.ndarray) -> np.ndarray:
     confidence = (np.arange(bins) + 0.5) / bins
@@ -51,7 +56,8 @@ def every_pixel_thresholds(
     n_classes: int,
     decision: float, # threshold of the foreground, in [0, 1]
 ) -> tuple[float, ...]: # (n_classes,)
-    "Thresholds under which every pixel is kept, as the teacher decides: foreground from `decision` on, or the most probable of several classes."
+    """Thresholds under which every pixel is kept, as the teacher decides: foreground from `decision` on, or the most
+    probable of several classes."""
     t = min(max(decision, 1e-4), 1 - 1e-4)
     return (1 - t, t) if n_classes == 2 else (1 / n_classes,) * n_classes
 
@@ -63,7 +69,8 @@ class ReliableImages(Selector):
     ratio: float = 1.0 # pseudo-labeled images a labeled one, at least: the best, where fewer are good enough
 
     def __post_init__(self):
-        if not 0 <= self.expected <= 1: raise UserError(f"expected is {self.expected}; expected an F1 from 0 (every image) to 1, such as 0.9")
+        if not 0 <= self.expected <= 1:
+            raise UserError(f"expected is {self.expected}; expected an F1 from 0 (every image) to 1, such as 0.9")
         at_most(self.ratio, 1)
 
     def fit(self, members: list[Predictions], context: Context) -> Rule:
@@ -71,10 +78,12 @@ class ReliableImages(Selector):
         predictions = members[0]
         foreground = (1 - context.prior[0]) * predictions.histograms.sum((1, 2), dtype=np.int64)
         scores = expected_f1(predictions.histograms, context.decision, foreground / 10)
-        n, thresholds = max(at_most(self.ratio, context.labeled), int((scores >= self.expected).sum())), every_pixel_thresholds(predictions.n_classes, context.decision)
+        n, thresholds = (max(at_most(self.ratio, context.labeled), int((scores >= self.expected).sum())),
+                         every_pixel_thresholds(predictions.n_classes, context.decision))
         kept = kept_pixels(predictions, thresholds)
         kept = np.stack([kept[:, 0], kept[:, 1:].sum(1)], 1)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], predictions.ids[i]))
-        chosen = balanced_images(kept, order, float(foreground_ratio(kept.sum(0))), n, n, 0.05) if kept[:, 1].any() else order[:n]
+        chosen = balanced_images(
+            kept, order, float(foreground_ratio(kept.sum(0))), n, n, 0.05) if kept[:, 1].any() else order[:n]
         taken = set(chosen)
         return Rule(thresholds, tuple(predictions.ids[i] for i in order if i in taken))

@@ -24,7 +24,9 @@ class Schedule:
 class Constant(Schedule):
     "The selector as it is, in every round."
 
-shapes: dict[str, Callable[[float], float]] = {"linear": lambda t: t, "cosine": lambda t: (1 - math.cos(math.pi * t)) / 2, "fast": lambda t: 1 - (1 - t) ** 2, "slow": lambda t: t ** 2}
+shapes: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t, "cosine": lambda t: (1 - math.cos(math.pi * t)) / 2, "fast": lambda t: 1 - (1 - t) ** 2,
+    "slow": lambda t: t ** 2}
 
 def register_shape(
     name: str, # what `Moving(shape=)` will call it
@@ -38,7 +40,8 @@ class Moving(Schedule):
     field: str = "threshold"
     start: float = 0.90
     stop: float = 0.60
-    shape: str = "linear" # in equal steps; or cosine, fast (most of the way at first), slow, or one's own by `register_shape`
+    # in equal steps; or cosine, fast (most of the way at first), slow, or one's own by `register_shape`
+    shape: str = "linear"
 
     def __post_init__(self): lookup(shapes, self.shape, "shape of a schedule")
 
@@ -48,7 +51,9 @@ class Moving(Schedule):
 
     def at(self, selector: Selector, round: int, rounds: int) -> Selector:
         "The selector with its field moved; `UserError` if it has no such field."
-        if self.field not in vars(selector): raise UserError(f"schedule moves {self.field!r}, which selector {type(selector).__name__} does not have; name one of its fields: {', '.join(vars(selector)) or 'none'}")
+        if self.field not in vars(selector):
+            raise UserError(f"schedule moves {self.field!r}, which selector {type(selector).__name__} does not "
+                            f"have; name one of its fields: {', '.join(vars(selector)) or 'none'}")
         return replace(selector, **{self.field: self.value(round, rounds)})
 
 def round_off(value: float) -> float:

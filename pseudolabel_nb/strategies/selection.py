@@ -42,7 +42,8 @@ class Selection:
 
     def counts(self) -> list[tuple[str, int, float]]: # name, pixels, share
         "Return what was kept of each class and what was left out."
-        named = [*((f"class {c}" if c else "background", n) for c, n in enumerate(self.kept)), ("ignored", self.ignored)]
+        named = [
+            *((f"class {c}" if c else "background", n) for c, n in enumerate(self.kept)), ("ignored", self.ignored)]
         return [(name, n, n / max(1, self.target.numel())) for name, n in named]
 
     def __str__(self):
@@ -58,7 +59,9 @@ def apply(
 ) -> Selection:
     "Follow `rule`: targets, weights, counts. Pure; raises `UserError` if the rule is for another number of classes."
     if probs.ndim == 3: probs = probs[None]
-    if probs.shape[1] != len(rule.thresholds): raise UserError(f"the rule has {len(rule.thresholds)} thresholds, the probabilities {probs.shape[1]} classes; expected one threshold a class, so fit the rule on these predictions")
+    if probs.shape[1] != len(rule.thresholds):
+        raise UserError(f"the rule has {len(rule.thresholds)} thresholds, the probabilities {probs.shape[1]} "
+                        "classes; expected one threshold a class, so fit the rule on these predictions")
     factor, label = (probs / probs.new_tensor(rule.thresholds).view(1, -1, 1, 1)).max(1)
     keep = factor >= 1
     target = torch.where(keep, label, ignore).to(torch.uint8)
@@ -77,8 +80,10 @@ def kept_in(
         return np.einsum("...cb,cb->...c", histograms, at >= np.array(thresholds)[:, None], dtype=np.int64)
     factors = np.stack([(1 - at) / thresholds[0], at / thresholds[1]])
     label = np.where(factors.max(0) >= 1, factors.argmax(0), ignore)
-    chosen = np.stack([label == 0, label == 1]) # by foreground probability; the background row of a histogram counts its mirror image
-    return sum(np.einsum("...b,cb->...c", histograms[..., k, :], c, dtype=np.int64) for k, c in ((1, chosen), (0, chosen[:, ::-1])))
+    # by foreground probability; the background row of a histogram counts its mirror image
+    chosen = np.stack([label == 0, label == 1])
+    return sum(np.einsum("...b,cb->...c", histograms[..., k, :], c, dtype=np.int64)
+               for k, c in ((1, chosen), (0, chosen[:, ::-1])))
 
 def kept_pixels(
     predictions: Predictions,
@@ -95,7 +100,9 @@ class Context:
     labeled: int = 1 # labeled images
     round: int = 1 # from 1
     rounds: int = 1
-    decision: float = 0.5 # probability from which on the teacher's foreground is called foreground, as validation chose it; unused with more than two classes
+    # probability from which on the teacher's foreground is called foreground, as validation chose it; unused with more
+    # than two classes
+    decision: float = 0.5
 
 class Selector:
     "Base of all selectors: frozen dataclasses with `fit`."
@@ -110,7 +117,8 @@ def class_thresholds(
 ) -> tuple[float, ...]: # (n_classes,)
     "One threshold a class: `background` for class 0, `foreground` for all others; `UserError` outside (0, 1]."
     for name, t in (("foreground", foreground), ("background", background)):
-        if not 0 < t <= 1: raise UserError(f"{name} threshold is {t}; expected a probability over 0 and at most 1, such as 0.7")
+        if not 0 < t <= 1:
+            raise UserError(f"{name} threshold is {t}; expected a probability over 0 and at most 1, such as 0.7")
     return (background,) + (foreground,) * (n_classes - 1)
 
 def best_images(
@@ -120,5 +128,6 @@ def best_images(
     candidates: np.ndarray | None = None, # (N,) bool: which may be taken
 ) -> tuple[str, ...]:
     "Ids by falling score, ties by id."
-    order = sorted(np.flatnonzero(candidates) if candidates is not None else range(len(ids)), key=lambda i: (-scores[i], ids[i]))
+    order = sorted(
+        np.flatnonzero(candidates) if candidates is not None else range(len(ids)), key=lambda i: (-scores[i], ids[i]))
     return tuple(ids[i] for i in order[:limit])

@@ -41,14 +41,16 @@ def soft_weight(
 # %% ../../nbs/strategies/20_softmatch.ipynb #d21c2e3e
 @dataclass(frozen=True)
 class SoftMatch(Method):
-    "Weigh each pixel by the teacher's confidence against its usual one, classes aligned to the prior (after Chen 2023)."
+    """Weigh each pixel by the teacher's confidence against its usual one, classes aligned to the prior (after Chen
+    2023)."""
     weight: float = bounded(1.0, ge=0, lt=math.inf) # of the unlabeled loss
     momentum: float = bounded(0.99, ge=0, lt=1) # a step, of what adapts
     view: str = one_of("strong", "weak", "strong") # of the unlabeled windows, for the student
     mixing: str = "cutmix" # of windows: "none", "cutmix", or a registered one
     rotations: str = one_of("", "", "quarter", "any") # of the unlabeled windows; "": as the settings say
     online = True
-    state = {"share": 0.0, "mean": 0.5, "variance": 1.0} # noqa: RUF012 (read only); a class; a share of 0 is not known yet
+    # (read only); a class; a share of 0 is not known yet
+    state = {"share": 0.0, "mean": 0.5, "variance": 1.0} # noqa: RUF012
 
     @property
     def views(self) -> tuple[str, ...]: return (self.view,)

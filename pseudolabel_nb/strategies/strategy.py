@@ -29,9 +29,11 @@ class Teacher:
     flips: bool = False # average the predictions over the four flips?
     members: int = bounded(1, ge=1, example=3) # networks that predict together
     source: str = one_of("seeds", "seeds", "snapshots") # of members: each from its own weights, or of one training
-    combine: str = "mean" # "mean", "weighted" (by validation F1), "majority", "unanimous", "reliable_negatives", or registered
+    # "mean", "weighted" (by validation F1), "majority", "unanimous", "reliable_negatives", or registered
+    combine: str = "mean"
     method: Method = Supervised() # how the first teacher learns: from labels alone, or `PositiveUnlabeled()`
-    pretraining: float = bounded(0.0, ge=0, lt=1, example=0.5) # share of the first teacher's steps that restore hidden patches
+    # share of the first teacher's steps that restore hidden patches
+    pretraining: float = bounded(0.0, ge=0, lt=1, example=0.5)
     _repr_html_ = fields_card
 
     def __post_init__(self):
@@ -51,9 +53,12 @@ class Strategy:
     schedule: Schedule = Constant()
     teacher: Teacher = Teacher()
     rounds: int = 3 # of teacher → pseudo-labels → student
-    start: str = one_of("continue", "continue", "restart") # of a round's student: from the last accepted one, or fresh weights
-    prior: float | None = bounded(None, gt=0, lt=1, example=0.04) # foreground ratio of the unlabeled images; None: of the labels
-    annotations: str = one_of("complete", "complete", "partial") # partial: only some objects are marked, background is unknown
+    # of a round's student: from the last accepted one, or fresh weights
+    start: str = one_of("continue", "continue", "restart")
+    # foreground ratio of the unlabeled images; None: of the labels
+    prior: float | None = bounded(None, gt=0, lt=1, example=0.04)
+    # partial: only some objects are marked, background is unknown
+    annotations: str = one_of("complete", "complete", "partial")
     about: str = "" # one line
     _repr_html_ = card_from("strategies.cards", "strategy_card")
 
@@ -61,7 +66,8 @@ class Strategy:
         check_bounds(self)
         for part, base in (("method", Method), ("schedule", Schedule), ("teacher", Teacher)):
             if not isinstance(found := getattr(self, part), base):
-                raise UserError(f"strategy {self.name!r}: {part} is {found!r}; expected a {base.__name__}, so name it: {part}=…")
+                raise UserError(
+                    f"strategy {self.name!r}: {part} is {found!r}; expected a {base.__name__}, so name it: {part}=…")
         for wrong, reason in _conflicts(self):
             if wrong: raise UserError(f"strategy {self.name!r}: {reason}")
 
@@ -89,26 +95,29 @@ def _conflicts(s: Strategy) -> list[tuple[bool, str]]:
     teacher, method, negatives = s.teacher, type(s.method).__name__, s.teacher.combine == "reliable_negatives"
     fixed, by_labels = type(s.schedule) is Constant, type(s.teacher.method) is Supervised
     other = 'set teacher.method to {"kind": "PositiveUnlabeled"}'
-    return [
-        (s.selector is None and s.rounds != 0,
-         f"no selector and {s.rounds} rounds; expected rounds=0 for supervised training, or a selector that says what is trusted"),
-        (s.selector is not None and s.rounds < 1,
-         f"{s.rounds} rounds; expected at least 1, or selector=None for supervised training"),
-        (s.method.online and s.rounds == 1 and not fixed,
-         f"{brief(s.schedule)} moves from round to round, and there is one round; set rounds=3, or leave the schedule out"),
-        (s.method.networks > 1 and teacher.members > 1,
-         f"teacher.members is {teacher.members}; expected 1 with {method}, whose {s.method.networks} networks are the teachers"),
-        (s.method.online and teacher.members > 1,
-         f"teacher.members is {teacher.members}; expected 1 with {method}, in which the student's average is the teacher"),
-        (negatives and by_labels,
-         f"teacher.combine=reliable_negatives needs a first teacher that was trained for it; {other}"),
-        (negatives and teacher.members > 1,
-         f"teacher.members is {teacher.members}; expected 1 with reliable_negatives: the first teacher and the last student"),
-        (s.annotations == "partial" and by_labels,
-         f"annotations=partial needs a first teacher that learns without labeled background; {other}"),
-        (s.annotations == "partial" and s.prior is None,
-         "annotations=partial hides how much foreground there is; give the prior, such as prior=0.04"),
-    ]
+    return [(s.selector is None and s.rounds != 0,
+             (f"no selector and {s.rounds} rounds; expected rounds=0 for "
+              "supervised training, or a selector that says what is trusted")),
+            (s.selector is not None and s.rounds < 1,
+             f"{s.rounds} rounds; expected at least 1, or selector=None for supervised training"),
+            (s.method.online and s.rounds == 1 and not fixed,
+             (f"{brief(s.schedule)} moves from round to round, and there is one "
+              "round; set rounds=3, or leave the schedule out")),
+            (s.method.networks > 1 and teacher.members > 1,
+             (f"teacher.members is {teacher.members}; expected 1 with {method}, whose "
+              f"{s.method.networks} networks are the teachers")),
+            (s.method.online and teacher.members > 1,
+             (f"teacher.members is {teacher.members}; expected 1 with "
+              f"{method}, in which the student's average is the teacher")),
+            (negatives and by_labels,
+             f"teacher.combine=reliable_negatives needs a first teacher that was trained for it; {other}"),
+            (negatives and teacher.members > 1,
+             (f"teacher.members is {teacher.members}; expected 1 with "
+              "reliable_negatives: the first teacher and the last student")),
+            (s.annotations == "partial" and by_labels,
+             f"annotations=partial needs a first teacher that learns without labeled background; {other}"),
+            (s.annotations == "partial" and s.prior is None,
+             "annotations=partial hides how much foreground there is; give the prior, such as prior=0.04")]
 
 # %% ../../nbs/strategies/01b_strategy.ipynb #e341548b
 strategies = Registry("pseudolabel_nb.strategies") # name -> `Strategy`
@@ -125,10 +134,12 @@ def register_strategy(
     made: Strategy | str, # or, for a selector class that is decorated, the strategy's name
     **parts, # of the strategy, where a class is decorated: method__weight=0.5, rounds=1, …
 ) -> Strategy | Callable: # `made`, or a decorator that leaves the class as it is
-    "Make a strategy known by its name; `UserError` where it cannot be one, or the name is one that comes with the package."
+    """Make a strategy known by its name; `UserError` where it cannot be one, or the name is one that comes with the
+    package."""
     if isinstance(made, str): return _of_selector(made, parts)
     if made.name in shipped and strategies[made.name] != made:
-        raise UserError(f"{made.name!r} is a strategy that comes with the package; expected a name of its own, so choose another")
+        raise UserError(
+            f"{made.name!r} is a strategy that comes with the package; expected a name of its own, so choose another")
     strategies[made.name] = _checked(made)
     return made
 
@@ -146,8 +157,8 @@ def ship(
 def _checked(made: Strategy) -> Strategy:
     "Return `made`; `UserError` where it could not be written, read back or followed to its last round."
     if not re.fullmatch(r"\w[\w .+-]*", made.name):
-        raise UserError(f"name is {made.name!r}; expected letters, digits and any of _ . + -, since folders are called by it, "
-                        "so choose such a name")
+        raise UserError(f"name is {made.name!r}; expected letters, digits and any of _ . + -, "
+                        "since folders are called by it, so choose such a name")
     _check_part(type(made.method), Method, "loss", "loss(self, step, batch) -> Tensor")
     if made.selector is None: return made
     _check_part(type(made.selector), Selector, "fit", "fit(self, members, context) -> Rule")
@@ -159,7 +170,8 @@ def _check_part(cls: type, base: type, method: str, signature: str) -> None:
     "`UserError` unless `cls` is a frozen dataclass below `base` with a method of its own."
     name, kind = getattr(cls, "__name__", str(cls)), base.__name__.lower()
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise UserError(f"{name} is no {kind}; expected a subclass of {base.__name__}, so write class {name}({base.__name__})")
+        raise UserError(
+            f"{name} is no {kind}; expected a subclass of {base.__name__}, so write class {name}({base.__name__})")
     if not (is_dataclass(cls) and cls.__dataclass_params__.frozen and "__dataclass_params__" in vars(cls)):
         raise UserError(f"{name} is not a frozen dataclass, so it could not be written to a run folder; write "
                         "@dataclass(frozen=True) right above the class")
@@ -174,7 +186,8 @@ def _of_selector(name: str, parts: dict) -> Callable:
         _check_namesake(cls)
         try: selector = cls()
         except TypeError as e:
-            raise UserError(f"{cls.__name__}() cannot be made ({e}); expected a default for every field, so give each one") from None
+            raise UserError(f"{cls.__name__}() cannot be made ({e}); expected a "
+                            "default for every field, so give each one") from None
         made = Strategy(name, selector, about=_first_sentence(cls))
         register_strategy(changed(made, {field.replace("__", "."): value for field, value in parts.items()}))
         return cls
@@ -184,8 +197,8 @@ def _check_namesake(cls: type) -> None:
     "`UserError` where a selector of the package has the same name."
     shipped = (c for c in Selector.__subclasses__() if c.__module__.startswith("pseudolabel_nb.") and c is not cls)
     if any(c.__name__ == cls.__name__ for c in shipped):
-        raise UserError(f"a selector that comes with the package is called {cls.__name__}, too, and a run folder could not tell "
-                        "them apart; expected a name of its own, so rename the class")
+        raise UserError(f"a selector that comes with the package is called {cls.__name__}, too, and a run folder "
+                        "could not tell them apart; expected a name of its own, so rename the class")
 
 def _first_sentence(cls: type) -> str:
     "Return that of the docstring, unless `dataclass` has made it."
@@ -193,13 +206,16 @@ def _first_sentence(cls: type) -> str:
     return "" if text.startswith(f"{cls.__name__}(") else re.split(r"(?<=\w)\.(?:\s|$)", text)[0]
 
 # %% ../../nbs/strategies/01b_strategy.ipynb #f5ebbde2
-supervised = ship(Strategy("supervised", method=Supervised(), rounds=0, about="labels only: the baseline that everything is measured against"), chapter="strategy")
+supervised = ship(Strategy("supervised", method=Supervised(), rounds=0,
+                           about="labels only: the baseline that everything is measured against"),
+                  chapter="strategy")
 
 def changed(
     made: Strategy,
     changes: dict[str, Any], # by dotted name: "method.weight": 0.5; a part as it is, or as a dict with its "kind"
 ) -> Strategy:
-    "Return `made` with all these changes at once; `UserError` for unknown fields, values of another kind, and conflicts."
+    """Return `made` with all these changes at once; `UserError` for unknown fields, values of another kind, and
+    conflicts."""
     strategies.load() # parts are named by their class, so all must be known
     return _checked(replace_fields(made, changes))
 
@@ -209,7 +225,8 @@ def strategy(
     **changes, # fields or whole parts; a double underscore reaches into a part: `method__weight=0.5`
 ) -> Strategy:
     "Return the strategy called `name`, with changes; `UserError` lists the known names or fields."
-    return changed(lookup(strategies, name, "strategy"), {field.replace("__", "."): value for field, value in changes.items()})
+    return changed(
+        lookup(strategies, name, "strategy"), {field.replace("__", "."): value for field, value in changes.items()})
 
 def from_config(
     document: dict, # as `to_dict` wrote it

@@ -28,16 +28,22 @@ def _strategy_in(document: dict, name: str) -> Strategy:
     "The strategy that a document describes."
     if isinstance(document.get("strategy"), dict): document = document["strategy"] # a run's config.json
     base, kind = document.get("base"), document.get("kind")
-    if base is None and kind != "Strategy": raise UserError(f"has neither base nor kind = \"Strategy\"; expected a strategy to begin with, so add base = \"class_balanced\" (or one of: {', '.join(strategies)})")
-    whole = replace(supervised, name=name) if document.get("selector") is None else Strategy(name, EveryPixel()) # of which the document replaces what it names
+    if base is None and kind != "Strategy":
+        raise UserError("has neither base nor kind = \"Strategy\"; expected a strategy to begin with, so "
+                        f"add base = \"class_balanced\" (or one of: {', '.join(strategies)})")
+    # of which the document replaces what it names
+    whole = replace(supervised, name=name) if document.get("selector") is None else Strategy(name, EveryPixel())
     begin = whole if base is None else lookup(strategies, base if isinstance(base, str) else repr(base), "base")
     return changed(begin, {"name": name} | {k: v for k, v in document.items() if k not in ("base", "kind")})
 
 def _document(path: Path) -> dict:
     "What a TOML or JSON file holds."
-    if path.suffix not in (".toml", ".json"): raise UserError(f"{path}: is neither .toml nor .json; expected a strategy in one of these, so rename the file")
+    if path.suffix not in (".toml", ".json"):
+        raise UserError(f"{path}: is neither .toml nor .json; expected a strategy in one of these, so rename the file")
     document = read_toml(path) if path.suffix == ".toml" else read_json(path)
-    if not isinstance(document, dict): raise UserError(f"{path}: holds {document!r:.40}; expected fields by name, such as {{\"base\": \"naive\", \"rounds\": 2}}")
+    if not isinstance(document, dict):
+        raise UserError(
+            f"{path}: holds {document!r:.40}; expected fields by name, such as {{\"base\": \"naive\", \"rounds\": 2}}")
     return document
 
 def read_toml(
@@ -48,7 +54,9 @@ def read_toml(
     except ModuleNotFoundError: import tomli as tomllib # Python 3.10
     try: return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError: raise UserError(f"{path}: no such file; check the path") from None
-    except ValueError as e: raise UserError(f"{path}: not TOML ({e}); expected lines such as method.weight = 0.5, with words in quotation marks, so mend that line") from None
+    except ValueError as e:
+        raise UserError(f"{path}: not TOML ({e}); expected lines such as method.weight = 0.5, "
+                        "with words in quotation marks, so mend that line") from None
 
 # %% ../../nbs/strategies/16_strategy_files.ipynb #8c3cbc3d
 def with_threshold(

@@ -24,9 +24,11 @@ class Threshold(Selector):
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "The same threshold for every class; every image, best first."
         predictions = members[0]
-        return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold), best_images(predictions.ids, predictions.scores()))
+        return Rule(class_thresholds(predictions.n_classes, self.threshold, self.threshold),
+                    best_images(predictions.ids, predictions.scores()))
 
-naive = ship(Strategy("naive", Threshold(), about="one confidence threshold, 0.70; every image, every pixel that passes"),
+naive = ship(
+    Strategy("naive", Threshold(), about="one confidence threshold, 0.70; every image, every pixel that passes"),
     when="as the reference to beat", chapter="threshold")
 
 # %% ../../nbs/strategies/02_threshold.ipynb #bb2bd81e
@@ -41,7 +43,8 @@ class ClassThresholds(Selector):
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "The two thresholds; every image, best first."
         predictions = members[0]
-        return Rule(class_thresholds(predictions.n_classes, self.foreground, self.background), best_images(predictions.ids, predictions.scores()))
+        return Rule(class_thresholds(predictions.n_classes, self.foreground, self.background),
+                    best_images(predictions.ids, predictions.scores()))
 
 # %% ../../nbs/strategies/02_threshold.ipynb #8655165d
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class PerClass(Selector):
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "These thresholds; every image, best first. Raises `UserError` for another number of classes."
         predictions = members[0]
-        if len(self.thresholds) != predictions.n_classes: raise UserError(f"thresholds: found {len(self.thresholds)} for {predictions.n_classes} classes; expected one a class, so give as many, background first")
+        if len(self.thresholds) != predictions.n_classes:
+            raise UserError(f"thresholds: found {len(self.thresholds)} for {predictions.n_classes} classes; "
+                            "expected one a class, so give as many, background first")
         return Rule(tuple(self.thresholds), best_images(predictions.ids, predictions.scores()))
 
 # %% ../../nbs/strategies/02_threshold.ipynb #5e1ec702
@@ -66,4 +71,5 @@ class EveryPixel(Selector):
     def fit(self, members: list[Predictions], context: Context) -> Rule:
         "The least that a most probable class can have, 1/C, as the threshold of each; every image, best first."
         predictions = members[0]
-        return Rule((1 / predictions.n_classes,) * predictions.n_classes, best_images(predictions.ids, predictions.scores()))
+        return Rule(
+            (1 / predictions.n_classes,) * predictions.n_classes, best_images(predictions.ids, predictions.scores()))

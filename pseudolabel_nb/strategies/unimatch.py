@@ -23,7 +23,8 @@ class UniMatch(Method):
     "Learn one pseudo-label from two strong views, and from the weak one with dropped features (Yang 2023)."
     weight: float = bounded(1.0, ge=0, lt=math.inf) # of the unlabeled loss
     ramp_up: float = bounded(0.0, ge=0, lt=1, example=0.3) # share of the round over which the weight rises from 0
-    feature_dropout: float = bounded(0.5, ge=0, lt=1, example=0.5) # share of the encoder's channels; 0 leaves that pass out
+    # share of the encoder's channels; 0 leaves that pass out
+    feature_dropout: float = bounded(0.5, ge=0, lt=1, example=0.5)
     mixing: str = "cutmix" # of the strong views: "none", "cutmix", or a registered one
     rotations: str = one_of("", "", "quarter", "any") # of the unlabeled windows; "": as the settings say
     online = True

@@ -11,5 +11,6 @@ from .strategy import Strategy, ship
 from .threshold import Threshold
 
 # %% ../../nbs/strategies/08_weighted.ipynb #232e7b2b
-weighted = ship(Strategy("weighted", Threshold(), SelfTraining(weight=0.5), about="one threshold, 0.70, and pseudo-labels that count half"),
-    when="pseudo-labels are wrong but not useless")
+weighted = ship(Strategy("weighted", Threshold(), SelfTraining(weight=0.5),
+                         about="one threshold, 0.70, and pseudo-labels that count half"),
+                when="pseudo-labels are wrong but not useless")

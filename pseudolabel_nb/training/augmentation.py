@@ -36,7 +36,8 @@ def weak(
 ) -> np.ndarray: # same shape and type
     "Gain from 0.8 to 1.25, offset of ± 0.2, noise of up to 0.2 (in standard deviations of the image)."
     gain, offset, noise = np.exp(rng.uniform(-0.223, 0.223)), rng.uniform(-0.2, 0.2), rng.uniform(0, 0.2)
-    return image * np.float32(gain) + np.float32(offset) + np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
+    return image * np.float32(gain) + np.float32(offset) + np.float32(noise) * rng.standard_normal(
+        image.shape, dtype=np.float32)
 
 @register_augmentation("none")
 def none(
@@ -69,7 +70,8 @@ def gamma(
     rng: np.random.Generator,
     most: float = 1.6, # exponent, at least 1; as often its inverse
 ) -> np.ndarray:
-    "A bent gray scale: dark or bright grays drawn apart, with the order of the grays, their mean and their spread kept (after Isensee 2021)."
+    """A bent gray scale: dark or bright grays drawn apart, with the order of the grays, their mean and their spread
+    kept (after Isensee 2021)."""
     power, low, high = np.float32(most ** rng.uniform(-1, 1)), image.min(), image.max()
     if low == high: return image
     bent = ((image - low) / (high - low)) ** power
@@ -113,9 +115,12 @@ def cutout(
     share: float = 0.1, # of the window that may be hidden, over 0 and at most 1
 ) -> np.ndarray:
     "One or two boxes set to the window's mean, together at most `share` of it (DeVries 2017)."
-    if not 0 < share <= 1: raise UserError(f"cutout share is {share}; expected a share of the window over 0 and at most 1, such as 0.1")
+    if not 0 < share <= 1:
+        raise UserError(f"cutout share is {share}; expected a share of the window over 0 and at most 1, such as 0.1")
     hidden, mean = image.copy(), image.mean((1, 2), keepdims=True)
-    for top, left, bottom, right in random_boxes(rng.uniform(0.2, 0.5, rng.integers(1, 3)) * share, *image.shape[1:], rng):
+    for top, left, bottom, right in random_boxes(
+        rng.uniform(0.2, 0.5, rng.integers(1, 3)) * share, *image.shape[1:], rng
+    ):
         hidden[:, top:bottom, left:right] = mean
     return hidden
 
@@ -125,7 +130,9 @@ def compose(
 ) -> Callable: # (image, rng) -> image
     "One augmentation of several, each done with its probability; `UserError` unless that is in [0, 1]."
     for chance, step in steps:
-        if not 0 <= chance <= 1: raise UserError(f"the probability of {getattr(step, '__name__', step)} is {chance}; expected a number from 0 (never) to 1 (always), such as 0.5")
+        if not 0 <= chance <= 1:
+            raise UserError(f"the probability of {getattr(step, '__name__', step)} is {chance}; "
+                            "expected a number from 0 (never) to 1 (always), such as 0.5")
     def view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         "Each step with its chance, in order."
         for chance, step in steps:
@@ -140,5 +147,6 @@ def strong(
     image: np.ndarray, # (channels, H, W) float32, standardized
     rng: np.random.Generator,
 ) -> np.ndarray: # same shape and type
-    "Blur, gamma, gain, offset, noise and cutout, each as often as not or oftener; never hue, never geometry (after Sohn 2020)."
+    """Blur, gamma, gain, offset, noise and cutout, each as often as not or oftener; never hue, never geometry (after
+    Sohn 2020)."""
     return _strong(image, rng)

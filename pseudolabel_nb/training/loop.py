@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, append_jsonl, process_number, progress, random_stream, seed_shared, seed_torch, stop_if_asked
+from ..core import (
+    UserError, append_jsonl, process_number, progress, random_stream, seed_shared, seed_torch, stop_if_asked)
 from ..data.loading import Batch, CropSampler, batch_at
-from ..models.checkpoints import load_matching, load_network, load_tensors, restore_training, save_network, save_tensors, training_state
+from ..models.checkpoints import (
+    load_matching, load_network, load_tensors, restore_training, save_network, save_tensors, training_state)
 from ..models.distributed import share_gradients
 from ..models.networks import Ema, build_network
 from ..strategies.methods import Method, Supervised
@@ -38,7 +40,8 @@ class Phase:
     flips: bool = False # is the teacher of a step averaged over the four flips?
     partial: bool = False # is the background of the labels unknown?
     starts: tuple[Path, ...] = () # weights to begin with, of each network; (): fresh ones
-    pretrained: Path | None = None # weights that a fresh network takes over, as far as their shapes are its own: all but its last layer
+    # weights that a fresh network takes over, as far as their shapes are its own: all but its last layer
+    pretrained: Path | None = None
     seed: int = 0
     member: int = 0 # of an ensemble; changes the initial weights and the order
     snapshots: int = 0 # how many of the last evaluated averages are kept
@@ -51,7 +54,8 @@ def checkpoint_name(
     snapshot: int | None = None,
 ) -> str:
     "The file of a round's network, below the run folder."
-    return f"checkpoints/round-{number}" + f"-member-{member}" * (member > 0) + (f"-snapshot-{snapshot}" if snapshot is not None else "") + ".safetensors"
+    return f"checkpoints/round-{number}" + f"-member-{member}" * (member > 0) + (
+        f"-snapshot-{snapshot}" if snapshot is not None else "") + ".safetensors"
 
 # %% ../../nbs/training/07_loop.ipynb #8d052db6
 def learning_rate_at(
@@ -86,19 +90,23 @@ def batch_fn(
     others = CropSampler(pseudo, settings.crop, centered, method.rotations or settings.rotations) if some else None
     weak, seed = augmentation(settings.augment), member_seed(phase.seed, phase.member)
     views = tuple(weak if view == "weak" else augmentation(view) for view in method.views)
-    return lambda step: batch_at(step, labeled, others, settings.batch_size, method.paired, seed, phase.number, weak, views)
+    return lambda step: batch_at(
+        step, labeled, others, settings.batch_size, method.paired, seed, phase.number, weak, views)
 
 # %% ../../nbs/training/07_loop.ipynb #d81bbafd
 class Trainer:
-    "What training changes: the students, their averages, the optimizer, the best averages so far, and what a live teacher kept."
+    """What training changes: the students, their averages, the optimizer, the best averages so far, and what a live
+    teacher kept."""
     def __init__(self, phase: Phase, settings: Settings, folder: Path, device: str | torch.device):
         self.phase, self.settings, self.folder, self.device = phase, settings, Path(folder), torch.device(device)
         self.best_path, self.state_path = self._file(phase.member), self.folder / "checkpoints" / "latest.safetensors"
         self.students = nn.ModuleList([self._network(k) for k in range(phase.method.networks)]).to(self.device)
         self.averages = [Ema(network, settings.ema) for network in self.students]
         self.state = {name: torch.full((phase.labeled.n_classes,), value) for name, value in phase.method.state.items()}
-        self.optimizer = torch.optim.AdamW(self.students.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-        self.step, self.best_f1, self.kept, self.pseudo = 0, -1.0, torch.zeros(phase.labeled.n_classes, dtype=torch.int64), phase.pseudo
+        self.optimizer = torch.optim.AdamW(
+            self.students.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        self.step, self.best_f1, self.kept, self.pseudo = 0, -1.0, torch.zeros(
+            phase.labeled.n_classes, dtype=torch.int64), phase.pseudo
         if self.state_path.exists(): self._resume()
 
     def _file(self, member: int = 0, snapshot: int | None = None) -> Path:
@@ -108,7 +116,8 @@ class Trainer:
     def _network(self, k: int) -> nn.Module:
         "The k-th network, with the weights it begins with."
         s, data = self.settings, self.phase.labeled
-        network = build_network(s.network, data.channels, data.n_classes, member_seed(self.phase.seed, self.phase.member + k), **s.network_options)
+        network = build_network(s.network, data.channels, data.n_classes,
+                                member_seed(self.phase.seed, self.phase.member + k), **s.network_options)
         if k < len(self.phase.starts): load_network(self.phase.starts[k], network)
         elif self.phase.pretrained: load_matching(self.phase.pretrained, network)
         return network
@@ -127,19 +136,26 @@ class Trainer:
 
     def save(self) -> None:
         "Write all that the next step needs."
-        state = training_state(self.students, self._average_networks(), self.optimizer) | dict(kept=self.kept) | {f"method.{name}": x for name, x in self.state.items()}
-        save_tensors(self.state_path, state, round=self.phase.number, member=self.phase.member, step=self.step, best_f1=self.best_f1)
+        state = training_state(self.students, self._average_networks(), self.optimizer) | dict(kept=self.kept) | {
+            f"method.{name}": x for name, x in self.state.items()}
+        save_tensors(self.state_path, state, round=self.phase.number, member=self.phase.member, step=self.step,
+                     best_f1=self.best_f1)
 
     def evaluate(self, loss: float) -> None:
-        "Score the first average on validation, note it, keep it if it is the best of this phase; keep a snapshot if asked to."
-        v = validate(self.averages[0].network, self.phase.val, decision=self.settings.decision, batch_size=self.settings.batch_size, device=self.device, tile=self.settings.tile)
-        scores = dict(f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=v.threshold, predicted=v.predicted)
-        append_jsonl(self.folder / "metrics.jsonl", dict(round=self.phase.number, member=self.phase.member, step=self.step, loss=loss, **scores))
+        """Score the first average on validation, note it, keep it if it is the best of this phase; keep a snapshot if
+        asked to."""
+        v = validate(self.averages[0].network, self.phase.val, decision=self.settings.decision,
+                     batch_size=self.settings.batch_size, device=self.device, tile=self.settings.tile)
+        scores = dict(f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=v.threshold,
+                      predicted=v.predicted)
+        append_jsonl(self.folder / "metrics.jsonl",
+                     dict(round=self.phase.number, member=self.phase.member, step=self.step, loss=loss, **scores))
         facts = dict(step=self.step, counts=v.counts.tolist(), **scores)
         if self.phase.snapshots: self._keep_snapshot(facts)
         if v.scores.f1 <= self.best_f1: return
         self.best_f1 = v.scores.f1
-        for k, average in enumerate(self.averages): save_network(self._file(self.phase.member + k), average.network, **facts)
+        for k, average in enumerate(self.averages):
+            save_network(self._file(self.phase.member + k), average.network, **facts)
 
     def _keep_snapshot(self, facts: dict) -> None:
         "Write this evaluation's average; drop the one that is too old by now."
@@ -155,27 +171,33 @@ class Trainer:
     @property
     def name(self) -> str:
         "What is trained, for the progress bar."
-        return f"round {self.phase.number}" if self.phase.number else "teacher" + f" {self.phase.member + 1}" * (self.phase.member > 0)
+        return (f"round {self.phase.number}" if self.phase.number
+                else "teacher" + f" {self.phase.member + 1}" * (self.phase.member > 0))
 
     def batch_fn(self) -> Callable[[int], Batch]:
         "Return the function that gives the batch of a step."
         return batch_fn(self.phase, self.settings, self.pseudo)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, tuple[int, ...]]: # scalar; pixels that the teacher of the step kept a class, or ()
+    # scalar; pixels that the teacher of the step kept a class, or ()
+    def loss(self, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
         "Return what the step makes smaller."
         p = self.phase
         step = Step(self.students.train(), self.averages[0].network, self.pseudo.rule if p.method.online else None,
-                    loss_name=self.settings.loss, index=self.step, steps=p.steps, prior=p.prior, flips=p.flips, partial=p.partial,
-                    rng=random_stream(p.seed, "mixing", p.number, self.step), state=self.state)
+                    loss_name=self.settings.loss, index=self.step, steps=p.steps, prior=p.prior, flips=p.flips,
+                    partial=p.partial, rng=random_stream(p.seed, "mixing", p.number, self.step), state=self.state)
         return method_loss(p.method, step, batch)
 
     def train_step(self, batch: Batch) -> float: # the loss
         "One step of the optimizer, and of the averages after it. Raises `UserError` where the loss is not a number."
         phase = self.phase
-        set_learning_rate(self.optimizer, learning_rate_at(self.step, phase.steps, self.settings.learning_rate, self.settings.warmup))
+        set_learning_rate(
+            self.optimizer, learning_rate_at(self.step, phase.steps, self.settings.learning_rate, self.settings.warmup))
         seed_torch(phase.seed, "step", phase.number, self.step, *_own_stream()) # for networks with dropout
         loss, kept = self.loss(batch)
-        if not (value := loss.item()) < math.inf: raise UserError(f"the loss is {value} at step {self.step} of {self.name}; expected a number, so lower --learning-rates (it is {self.settings.learning_rate:g}) and look at the images for extreme values")
+        if not (value := loss.item()) < math.inf:
+            raise UserError(
+                f"the loss is {value} at step {self.step} of {self.name}; expected a number, so lower "
+                f"--learning-rates (it is {self.settings.learning_rate:g}) and look at the images for extreme values")
         self.optimizer.zero_grad()
         loss.backward()
         share_gradients(self.students)
@@ -202,16 +224,21 @@ def train(
     folder: str | Path, # of the run: metrics and checkpoints are written there
     device: str | torch.device = "cpu",
     trainer: type[Trainer] = Trainer, # or one that learns something else
-) -> dict: # facts of the best checkpoint: step, threshold, f1, precision, recall, counts, predicted; and `kept` by a live teacher
-    "Train one phase, or go on with it; the best averaged weights are in `checkpoint_name(…)`. Raises `UserError` where the loss is not a number."
+# facts of the best checkpoint: step, threshold, f1, precision, recall, counts, predicted; and `kept` by a live teacher
+) -> dict:
+    """Train one phase, or go on with it; the best averaged weights are in `checkpoint_name(…)`.
+
+    Raises `UserError` where the loss is not a number."""
     t = trainer(phase, settings, folder, device)
     draw, labeled_at = t.batch_fn(), 0
     bar = progress(total=phase.steps, initial=t.step, desc=t.name)
-    if t.step == phase.steps and (due := _labeled_at(phase, t.step - 1)): _relabel(t, due) # interrupted right after its last step: the last labels are still asked for
+    # interrupted right after its last step: the last labels are still asked for
+    if t.step == phase.steps and (due := _labeled_at(phase, t.step - 1)): _relabel(t, due)
     while t.step < phase.steps:
         stop_if_asked()
         if (due := _labeled_at(phase, t.step)) > labeled_at: draw, labeled_at = _relabel(t, due), due
-        seed_shared(phase.seed, "draw", phase.number, phase.member, t.step) # for views that do not draw from the stream they are given
+        # for views that do not draw from the stream they are given
+        seed_shared(phase.seed, "draw", phase.number, phase.member, t.step)
         loss = t.train_step(Batch(*(x.to(t.device) for x in draw(t.step))))
         bar.update()
         if evaluated := t.step % t.eval_every == 0 or t.step == phase.steps: t.evaluate(loss)
@@ -224,7 +251,9 @@ def _labeled_at(phase: Phase, step: int) -> int:
     return step - step % phase.method.relabel_every if phase.method.relabel_every else 0
 
 def _relabel(t: Trainer, due: int) -> Callable[[int], Batch]:
-    "Let the student's average label all images anew. Saved first, so that an interrupted run finds these labels, or the average that makes them."
+    """Let the student's average label all images anew.
+
+    Saved first, so that an interrupted run finds these labels, or the average that makes them."""
     if t.step == due: t.save()
     t.pseudo = t.phase.relabel(t.averages[0].network, due)
     return t.batch_fn()

@@ -63,12 +63,14 @@ def unweighted(
     weight: Tensor, # (N,) or (N, H, W), >= 0
     valid: Tensor, # not used: such a loss has its own denominator
 ) -> Tensor: # scalar
-    "Return a loss that knows neither weights nor ignored pixels, such as one of MONAI or smp, on the pixels that count."
+    """Return a loss that knows neither weights nor ignored pixels, such as one of MONAI or smp, on the pixels that
+    count."""
     logits, weight = two_logits(logits), (per_pixel(weight) * (target != 255)).expand_as(target)
     levels = weight.detach().unique().tolist()
     if len(levels) > 5:
-        raise UserError(f"a loss of (logits, target) was given {len(levels)} different pixel weights; expected a loss that takes "
-                        "(logits, target, weight, valid) where pixels are weighed by confidence, so write one, or choose ce_dice")
+        raise UserError(
+            f"a loss of (logits, target) was given {len(levels)} different pixel weights; expected a loss that takes "
+            "(logits, target, weight, valid) where pixels are weighed by confidence, so write one, or choose ce_dice")
     costs = (level * _where(f, logits, target, weight == level) for level in levels if level > 0)
     return sum(costs) + 0 * logits.sum() # a gradient of 0 where nothing counts
 

@@ -51,7 +51,8 @@ def restoration_batch(
     seen = np.stack([view(x, rng) for x in plain]) * ~hidden[:, None]
     pack = lambda x: torch.from_numpy(x.astype(np.float32)).contiguous(memory_format=torch.channels_last)
     nothing, all_of_them = torch.full(hidden.shape, 255), torch.ones(batch_size, dtype=torch.bool)
-    return Batch(pack(seen), nothing, all_of_them, torch.from_numpy(hidden.astype(np.float32)), all_of_them, pack(np.stack(plain)), torch.zeros(0, *plain[0].shape))
+    return Batch(pack(seen), nothing, all_of_them, torch.from_numpy(hidden.astype(np.float32)), all_of_them,
+                 pack(np.stack(plain)), torch.zeros(0, *plain[0].shape))
 
 def restoration_loss(
     restored: Tensor, # (n, channels, crop, crop)
@@ -102,5 +103,6 @@ def pretrain(
     "Let a network restore hidden patches of these images, or go on with it; nothing where that is done."
     path = pretrained_path(folder)
     if path.exists() and load_tensors(path)[1]["step"] == steps: return path
-    train(Phase(number="pretraining", steps=steps, labeled=images.hide_masks(), val=None, seed=seed), settings, folder, device, Restorer)
+    train(Phase(number="pretraining", steps=steps, labeled=images.hide_masks(), val=None, seed=seed), settings, folder,
+          device, Restorer)
     return path

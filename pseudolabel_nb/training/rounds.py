@@ -37,10 +37,13 @@ def phase_steps(
     rounds: int, # after the first teacher
     teacher_share: float = 0.5, # of the steps, for the first teacher where there are rounds
 ) -> list[int]: # of each phase; they sum to `steps`
-    "The teacher's share, whatever follows, and the rest in equal parts (a remainder to the first of them); `UserError` where a part would be empty."
+    """The teacher's share, whatever follows, and the rest in equal parts (a remainder to the first of them);
+    `UserError` where a part would be empty."""
     if not rounds: return [steps]
     rest = steps - round(steps * teacher_share)
-    if not rounds <= rest < steps: raise UserError(f"{steps} steps cannot be shared by a teacher and {rounds} rounds; expected some for each, so raise --steps")
+    if not rounds <= rest < steps:
+        raise UserError(f"{steps} steps cannot be shared by a teacher and {rounds} rounds; "
+                        "expected some for each, so raise --steps")
     return [steps - rest] + [rest // rounds + (k < rest % rounds) for k in range(rounds)]
 
 # %% ../../nbs/training/10_rounds.ipynb #5e7acc15
@@ -48,16 +51,20 @@ def _first_phase(task: Task, steps: int, pretrained: Path | None) -> Phase:
     "What the first teacher, or its first member, learns from."
     teacher, method = task.strategy.teacher, task.strategy.teacher.method
     seeds = task.strategy.members if teacher.source == "seeds" else 1
-    if steps < seeds: raise UserError(f"{steps} steps are left for the labels and {seeds} members of the first teacher; expected some for each, so raise --steps, or lower teacher.members or teacher.pretraining")
-    return Phase(number=0, steps=steps // seeds, labeled=task.labeled, val=task.val, method=method, partial=task.partial,
-                 pseudo=UnlabeledImages(task.unlabeled) if method.uses_unlabeled else None, seed=task.seed, prior=task.prior.ratios,
+    if steps < seeds:
+        raise UserError(f"{steps} steps are left for the labels and {seeds} members of the first teacher; expected "
+                        "some for each, so raise --steps, or lower teacher.members or teacher.pretraining")
+    return Phase(number=0, steps=steps // seeds, labeled=task.labeled, val=task.val, method=method,
+                 partial=task.partial, pseudo=UnlabeledImages(task.unlabeled) if method.uses_unlabeled else None,
+                 seed=task.seed, prior=task.prior.ratios,
                  snapshots=teacher.members if teacher.source == "snapshots" else 0, pretrained=pretrained)
 
 def _pretrained(task: Task, steps: int) -> Path | None:
     "What the first teacher begins with, after so many steps."
     return pretrain(task.images, steps, task.settings, task.run.folder, task.seed, task.device) if steps else None
 
-def _first_teacher(task: Task, steps: int) -> tuple[dict, str, tuple[str, ...]]: # facts and checkpoint of the best; checkpoints of all
+# facts and checkpoint of the best; checkpoints of all
+def _first_teacher(task: Task, steps: int) -> tuple[dict, str, tuple[str, ...]]:
     "Train the first teacher, each member in turn."
     teacher = task.strategy.teacher
     before = int(teacher.pretraining * steps)
@@ -80,14 +87,17 @@ def _starts(task: Task, teacher: RoundRecord) -> tuple[Path, ...]:
     several = teacher.members if task.strategy.method.networks > 1 else ()
     return tuple(task.run.folder / c for c in several or (teacher.checkpoint,))
 
-def _student(task: Task, number: int, steps: int, pseudo: PseudoImages, teacher: RoundRecord) -> tuple[dict, PseudoImages]: # facts; the last pseudo-labels
+# facts; the last pseudo-labels
+def _student(task: Task, number: int, steps: int, pseudo: PseudoImages,
+             teacher: RoundRecord) -> tuple[dict, PseudoImages]:
     "Train the round's student."
     strategy, last = task.strategy, [pseudo]
     def relabeled(network, step):
         "Label anew, and keep the labels for the record."
         last[0] = relabel(task, number, network, step)
         return last[0]
-    snapshots = strategy.teacher.members if strategy.teacher.source == "snapshots" and strategy.teacher.members > 1 else 0
+    snapshots = (
+        strategy.teacher.members if strategy.teacher.source == "snapshots" and strategy.teacher.members > 1 else 0)
     phase = Phase(number=number, steps=steps, labeled=task.labeled, val=task.val, pseudo=pseudo, method=strategy.method,
                   flips=strategy.teacher.flips, partial=task.partial, starts=_starts(task, teacher), seed=task.seed,
                   snapshots=snapshots, prior=task.prior.ratios, relabel=relabeled)
@@ -97,14 +107,16 @@ def _gate(task: Task, facts: dict, teacher: RoundRecord) -> dict:
     "Does validation say that this student is better than the last accepted one?"
     before = load_tensors(task.run.folder / teacher.checkpoint)[1]["counts"]
     gain = bootstrap_gain(np.array(before), np.array(facts["counts"]), task.val.groups, seed=task.seed)
-    return dict(accepted=gain.probability >= task.settings.gate, gain=gain.gain, gain_low=gain.low, gain_high=gain.high, probability=gain.probability)
+    return dict(accepted=gain.probability >= task.settings.gate, gain=gain.gain, gain_low=gain.low, gain_high=gain.high,
+                probability=gain.probability)
 
 def _selection_facts(pseudo: PseudoImages, kept: tuple[int, ...], task: Task) -> dict:
     "What the record says of the pseudo-labels."
     diagnosis = class_ratio((kept[0], sum(kept[1:])), (task.prior.pixels[0], sum(task.prior.pixels[1:])))
     taken = set(pseudo.ids)
-    return dict(thresholds=pseudo.rule.thresholds, n_pseudo=len(pseudo), kept=tuple(kept), ratio_pseudo=diagnosis.pseudo_ratio, verdict=diagnosis.verdict,
-                watched=tuple(id for id in watched_of(task.unlabeled.ids) if id in taken))
+    return dict(
+        thresholds=pseudo.rule.thresholds, n_pseudo=len(pseudo), kept=tuple(kept), ratio_pseudo=diagnosis.pseudo_ratio,
+        verdict=diagnosis.verdict, watched=tuple(id for id in watched_of(task.unlabeled.ids) if id in taken))
 
 # %% ../../nbs/training/10_rounds.ipynb #124c4c31
 def collapse(
@@ -114,14 +126,24 @@ def collapse(
 ) -> str: # "" where there is none
     "A sentence when the foreground has all but vanished: what, and what to do."
     least = prior / 10
-    if pseudo < least: return f"the pseudo-labels have collapsed: {pseudo:.2%} foreground where {prior:.2%} is expected; lower the foreground threshold (selector.foreground=0.5, or class_quantiles), or train the first teacher longer"
-    if predicted < least: return f"the student has collapsed: it calls {predicted:.2%} of the validation pixels foreground where {prior:.2%} is expected; lower method.weight, or raise the background threshold"
+    if pseudo < least:
+        return (
+            f"the pseudo-labels have collapsed: {pseudo:.2%} foreground where {prior:.2%} is expected; lower the "
+            "foreground threshold (selector.foreground=0.5, or class_quantiles), or train the first teacher longer")
+    if predicted < least:
+        return (f"the student has collapsed: it calls {predicted:.2%} of the validation pixels foreground where "
+                f"{prior:.2%} is expected; lower method.weight, or raise the background threshold")
     return ""
 
 def _warnings(task: Task, pseudo: PseudoImages, fallen: str) -> str:
     "What makes this round worth less than it seems, in a line."
-    said = [fallen, pseudo.rule.warning if len(task.unlabeled) else "there are no unlabeled images, so the student learns from labels alone; lower the labeled ratio or add unlabeled images"]
-    if task.settings.gate > 0.5 and len(set(task.val.groups)) == 1: said.append("validation is a single image or group, which shows no spread, so every student is refused; give more validation images")
+    said = [
+        fallen,
+        pseudo.rule.warning if len(task.unlabeled) else "there are no unlabeled images, so the student learns from "
+                                                        "labels alone; lower the labeled ratio or add unlabeled images"]
+    if task.settings.gate > 0.5 and len(set(task.val.groups)) == 1:
+        said.append("validation is a single image or group, which shows no spread, so every "
+                    "student is refused; give more validation images")
     return "; ".join(filter(None, said))
 
 # %% ../../nbs/training/10_rounds.ipynb #a03593a7
@@ -134,7 +156,8 @@ def _teacher_round(task: Task, steps: int) -> RoundRecord:
     "Round 0: the first teacher."
     began = time.perf_counter()
     facts, checkpoint, members = _first_teacher(task, steps)
-    return RoundRecord(round=0, accepted=True, checkpoint=checkpoint, members=members, seconds=round(time.perf_counter() - began, 2), **_facts(facts, steps, task))
+    return RoundRecord(round=0, accepted=True, checkpoint=checkpoint, members=members,
+                       seconds=round(time.perf_counter() - began, 2), **_facts(facts, steps, task))
 
 def _student_round(task: Task, number: int, steps: int) -> RoundRecord:
     "A round after the first, from predicting to the gate."
@@ -142,19 +165,23 @@ def _student_round(task: Task, number: int, steps: int) -> RoundRecord:
     pseudo, report = pseudo_images(task, number, records)
     facts, pseudo = _student(task, number, steps, pseudo, teacher)
     selected = _selection_facts(pseudo, facts["kept"] if task.strategy.method.online else pseudo.kept(), task)
-    fallen = collapse(selected["ratio_pseudo"], facts["predicted"], task.prior.foreground) if len(task.unlabeled) and task.strategy.method.uses_unlabeled else ""
+    fallen = collapse(selected["ratio_pseudo"], facts["predicted"],
+                      task.prior.foreground) if len(task.unlabeled) and task.strategy.method.uses_unlabeled else ""
     gate = _gate(task, facts, teacher)
     networks = task.strategy.method.networks
     peers = tuple(checkpoint_name(number, k) for k in range(networks)) if networks > 1 else _snapshots(task, number)
-    return RoundRecord(round=number, checkpoint=checkpoint_name(number), members=peers, agreement=report, warning=_warnings(task, pseudo, fallen),
-                       seconds=round(time.perf_counter() - began, 2), **_facts(facts, steps, task), **selected, **dict(gate, accepted=gate["accepted"] and not fallen))
+    return RoundRecord(round=number, checkpoint=checkpoint_name(number), members=peers, agreement=report,
+                       warning=_warnings(task, pseudo, fallen), seconds=round(time.perf_counter() - began, 2),
+                       **_facts(facts, steps, task), **selected, **dict(gate, accepted=gate["accepted"] and not fallen))
 
 # %% ../../nbs/training/10_rounds.ipynb #bb55e78c
 def rounds(
     run: Run, # begun by `begin`, perhaps interrupted
     data: Data, # what it was begun with
 ) -> Iterator[RoundRecord]:
-    "Train the rounds that are still to do, one at each `next`. Raises `UserError` where another process works in the folder."
+    """Train the rounds that are still to do, one at each `next`.
+
+    Raises `UserError` where another process works in the folder."""
     yield from task_rounds(open_task(run, data))
 
 def task_rounds(task: Task) -> Iterator[RoundRecord]:
@@ -184,19 +211,24 @@ def score(task: Task) -> dict:
     if task.run.result: return task.run.result
     run, test = task.run, task.test
     best, records = run.best(), run.records()
-    if len(records) <= task.strategy.rounds: raise UserError(f"{run.folder}: {len(records)} of {task.strategy.rounds + 1} rounds are done; expected all, so let `rounds` run to its end first")
+    if len(records) <= task.strategy.rounds:
+        raise UserError(f"{run.folder}: {len(records)} of {task.strategy.rounds + 1} rounds are "
+                        "done; expected all, so let `rounds` run to its end first")
     network = run.network(best.round)
-    v = validate(network, test, best.threshold, batch_size=task.settings.batch_size, device=task.device, tile=task.settings.tile)
+    v = validate(
+        network, test, best.threshold, batch_size=task.settings.batch_size, device=task.device, tile=task.settings.tile)
     everywhere = foreground_ratio((test.mask(i) for i in range(len(test))), test.n_classes)
     last = records[-1]
     (run.folder / "checkpoints" / "latest.safetensors").unlink(missing_ok=True)
     for member in (run.folder / "predictions").glob("round-*-member-*"): shutil.rmtree(member)
     write_json(run.folder / "test_counts.json", v.counts.tolist())
     write_json(run.folder / "test_groups.json", list(test.groups))
-    write_json(run.folder / "result.json", dict(
-        f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=best.threshold, val_f1=best.f1, best_round=best.round,
-        n_labeled=len(task.labeled), n_unlabeled=len(task.unlabeled), n_pseudo=last.n_pseudo, ratio_labeled=last.ratio_labeled, ratio_pseudo=last.ratio_pseudo, verdict=last.verdict,
-        f1_all_foreground=all_foreground_f1(everywhere), steps=task.settings.steps, seconds=round(sum(r.seconds for r in records), 2)))
+    write_json(run.folder / "result.json",
+               dict(f1=v.scores.f1, precision=v.scores.precision, recall=v.scores.recall, threshold=best.threshold,
+                    val_f1=best.f1, best_round=best.round, n_labeled=len(task.labeled), n_unlabeled=len(task.unlabeled),
+                    n_pseudo=last.n_pseudo, ratio_labeled=last.ratio_labeled, ratio_pseudo=last.ratio_pseudo,
+                    verdict=last.verdict, f1_all_foreground=all_foreground_f1(everywhere), steps=task.settings.steps,
+                    seconds=round(sum(r.seconds for r in records), 2)))
     return run.result
 
 def run(
@@ -219,7 +251,8 @@ def run(
 def first_training(
     config: dict, # of a run
 ) -> tuple:
-    "What the first teacher of a run depends on, beside the data: two runs in which it is the same have the same first teacher."
+    """What the first teacher of a run depends on, beside the data: two runs in which it is the same have the same first
+    teacher."""
     strategy, settings = config["strategy"], config["settings"]
     teacher = strategy["teacher"]
     members = max(teacher["members"], from_config(strategy).method.networks)
@@ -227,16 +260,20 @@ def first_training(
     made = [members, teacher["source"], teacher["method"]] if members > 1 or special else []
     extra = [strategy["prior"], strategy["annotations"]] if special else []
     if teacher.get("pretraining"): extra += ["pretraining", teacher["pretraining"]]
-    return config["data"], config["read"], config.get("fingerprint"), config["labeled_ratio"], config["seed"], settings, phase_steps(settings["steps"], strategy["rounds"], settings["teacher_share"])[0], made, extra
+    return (config["data"], config["read"], config.get("fingerprint"), config["labeled_ratio"], config["seed"],
+            settings, phase_steps(settings["steps"], strategy["rounds"], settings["teacher_share"])[0], made, extra)
 
 def adopt_teacher(
     run: Run, # begun, nothing trained
     other: Run, # of the same data, labels, seed and settings, its first round done
 ) -> None:
-    "Give `run` the first teacher of `other` instead of training it again; `UserError` where the two do not start alike."
+    """Give `run` the first teacher of `other` instead of training it again; `UserError` where the two do not start
+    alike."""
     if run.records(): return
     start = lambda r: (first_training(r.config), r.split)
-    if start(run) != start(other): raise UserError(f"{other.folder}: starts differently from {run.folder} (data, labels, seed, settings, steps or members); train the first round anew")
+    if start(run) != start(other):
+        raise UserError(f"{other.folder}: starts differently from {run.folder} (data, labels, seed, "
+                        "settings, steps or members); train the first round anew")
     first = other.records()[0]
     for name in {first.checkpoint, *first.members}: write_bytes(run.folder / name, (other.folder / name).read_bytes())
     run.add_record(first)

@@ -32,12 +32,18 @@ def with_test_set(
     data: Data,
     seed: int = 0,
 ) -> Data:
-    "`data` itself if it has a test set, else with validation divided in two by group: one half to choose, the other to report."
-    if data.train is None: raise UserError(f"{data.name}: has no training images; expected a split called train, so name it with --train-data-dir")
-    if data.val is None: raise UserError(f"{data.name}: has no validation images; expected a split called val, so name one with --val-data-dir")
+    """`data` itself if it has a test set, else with validation divided in two by group: one half to choose, the other
+    to report."""
+    if data.train is None:
+        raise UserError(
+            f"{data.name}: has no training images; expected a split called train, so name it with --train-data-dir")
+    if data.val is None:
+        raise UserError(
+            f"{data.name}: has no validation images; expected a split called val, so name one with --val-data-dir")
     if data.test is not None: return data
     choose, report = divide_by_group(data.val.ids, data.val.groups, 0.5, seed)
-    note = f"no test set: of {len(data.val)} validation images {len(choose)} choose (threshold, round, gate) and the other {len(report)} report"
+    note = (f"no test set: of {len(data.val)} validation images {len(choose)} choose "
+            f"(threshold, round, gate) and the other {len(report)} report")
     return replace(data, val=data.val.subset(choose), test=data.val.subset(report), notes=(*data.notes, note))
 
 def split_ids(
@@ -66,13 +72,16 @@ def resolve_device(
     if given := joint_device(): return _launched(name, given)
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
     try: torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as e: raise UserError(f"device {name!r} cannot be used ({str(e).splitlines()[0]}); expected one that torch finds here, so pass --device cpu or auto") from None
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device {name!r} cannot be used ({str(e).splitlines()[0]}); expected one "
+                        "that torch finds here, so pass --device cpu or auto") from None
     return name
 
 def _launched(name: str, given: torch.device) -> str:
     "The device of a process that was launched with others."
     if name in ("auto", given.type): return str(given)
-    raise UserError(f"device {name!r} was asked for, but the launcher has given {given} to this process; pass --device auto, and choose the device by the launcher (accelerate launch --cpu)")
+    raise UserError(f"device {name!r} was asked for, but the launcher has given {given} to this process; pass "
+                    "--device auto, and choose the device by the launcher (accelerate launch --cpu)")
 
 def hardware(
     device: str, # "cpu", "cuda", "cuda:1", "mps"
@@ -86,17 +95,25 @@ def _check_foreground(data: Data) -> None:
     "`UserError` where F1 would be 0 whatever is predicted. It looks no further than the first image with foreground."
     for images, what in ((data.val, "validation"), (data.test, "test")):
         if not any(np.isin(images.mask(i), (0, 255), invert=True).any() for i in range(len(images))):
-            raise UserError(f"{what} masks: no foreground pixel in the {len(images)}, so F1 would be 0 whatever is predicted; expected some, so check how the masks are read, or give other {what} images")
+            raise UserError(f"{what} masks: no foreground pixel in the {len(images)}, so F1 would be 0 whatever is "
+                            f"predicted; expected some, so check how the masks are read, or give other {what} images")
 
 def _check(strategy: Strategy, settings: Settings, n_classes: int) -> None:
-    "`UserError` for what a strategy cannot know by itself: names that are not registered, more snapshots than there are, losses for two classes."
+    """`UserError` for what a strategy cannot know by itself: names that are not registered, more snapshots than there
+    are, losses for two classes."""
     method = strategy.method
     lookup(mixings, getattr(method, "mixing", "none"), "method.mixing")
-    for what, name in (("loss", settings.loss), ("method.pseudo_loss", getattr(method, "pseudo_loss", ""))): lookup(losses, name or settings.loss, what)
-    if method.online and settings.foreground_share == 1: raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected less where the teacher predicts at every step, such as 0.5")
+    for what, name in (("loss", settings.loss), ("method.pseudo_loss", getattr(method, "pseudo_loss", ""))):
+        lookup(losses, name or settings.loss, what)
+    if method.online and settings.foreground_share == 1:
+        raise UserError("foreground_share is 1, so that no window shows the classes as they occur; expected "
+                        "less where the teacher predicts at every step, such as 0.5")
     if strategy.teacher.source == "snapshots" and strategy.teacher.members > settings.evaluations:
-        raise UserError(f"teacher.members is {strategy.teacher.members} and evaluations {settings.evaluations}; expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
-    if n_classes > 2 and "PositiveUnlabeled" in (type(method).__name__, type(strategy.teacher.method).__name__): raise UserError(f"PositiveUnlabeled learns from two classes, and the data have {n_classes}; merge the categories (multiclass=False), or choose another strategy")
+        raise UserError(f"teacher.members is {strategy.teacher.members} and evaluations {settings.evaluations}; "
+                        "expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
+    if n_classes > 2 and "PositiveUnlabeled" in (type(method).__name__, type(strategy.teacher.method).__name__):
+        raise UserError(f"PositiveUnlabeled learns from two classes, and the data have {n_classes}; merge "
+                        "the categories (multiclass=False), or choose another strategy")
 
 def _as_begun(out: Path, config: dict) -> dict:
     "`config`, without its fingerprint where training began before fingerprints were written."
@@ -111,13 +128,17 @@ def begin(
     seed: int = 0, # changes labels, initial weights and order together
     settings: Settings = Settings(),
     device: str = "auto",
-    source: dict | None = None, # how the data were opened, plain JSON: written into the folder, for whoever repeats the run
+    # how the data were opened, plain JSON: written into the folder, for whoever repeats the run
+    source: dict | None = None,
 ) -> Run:
-    "A new run folder, or the same one to go on with; `UserError` where it holds something else, or was begun on other images."
+    """A new run folder, or the same one to go on with; `UserError` where it holds something else, or was begun on other
+    images."""
     strategy, data = named_strategy(strategy) if isinstance(strategy, str) else strategy, with_test_set(data)
     _check(strategy, settings, data.train.n_classes)
     _check_foreground(data)
-    config = dict(data=data.name, classes=list(data.classes), n_classes=data.train.n_classes, channels=data.train.channels, read=list(data.notes), labeled_ratio=labeled_ratio, seed=seed, strategy=to_dict(strategy), settings=to_dict(settings))
+    config = dict(data=data.name, classes=list(data.classes), n_classes=data.train.n_classes,
+                  channels=data.train.channels, read=list(data.notes), labeled_ratio=labeled_ratio, seed=seed,
+                  strategy=to_dict(strategy), settings=to_dict(settings))
     split, device = split_ids(data, labeled_ratio, seed), resolve_device(device)
     config |= dict(fingerprint=fingerprints(data, split["labeled"]))
     return begin_run(out, _as_begun(Path(out), config), split, device, source, **hardware(device))
@@ -156,15 +177,23 @@ def open_task(
     run: Run, # begun by `begin`
     data: Data, # what it was begun with
 ) -> Task:
-    "Read the run's files and find its images in `data`; `UserError` where they are others than those it was begun with."
+    """Read the run's files and find its images in `data`; `UserError` where they are others than those it was begun
+    with."""
     data, config, split = with_test_set(data), run.config, run.split
-    if others := changed_splits(config.get("fingerprint"), data, split["labeled"]): raise UserError(f"{run.folder}: was begun on other images or masks ({', '.join(others)}); expected the same to go on, so open the data it was begun with, or begin a new run")
+    if others := changed_splits(config.get("fingerprint"), data, split["labeled"]):
+        raise UserError(f"{run.folder}: was begun on other images or masks ({', '.join(others)}); expected the same "
+                        "to go on, so open the data it was begun with, or begin a new run")
     strategy, seed = run.strategy, config["seed"]
     labeled, partly = data.train.subset(split["labeled"]), strategy.annotations == "partial"
-    unlabeled, prior = unlabeled_images(data, [] if partly else split["labeled"]), known_prior(labeled, strategy.prior, seed)
-    if not partly and not prior.pixels[0]: raise UserError(f"labeled masks: no background pixel in the {len(labeled)}; expected some, or everything would be called foreground, so mark background as 0, or set annotations=partial where only objects are annotated (see pu)")
-    return Task(run, strategy, run.settings, seed, run.environment["device"], foreground_only(labeled) if partly else labeled,
-                unlabeled, unlabeled_images(data, []), data.val.subset(split["val"]), data.test.subset(split["test"]), partly, prior)
+    unlabeled, prior = unlabeled_images(data, [] if partly else split["labeled"]), known_prior(
+        labeled, strategy.prior, seed)
+    if not partly and not prior.pixels[0]:
+        raise UserError(f"labeled masks: no background pixel in the {len(labeled)}; expected some, or "
+                        "everything would be called foreground, so mark background as 0, or set "
+                        "annotations=partial where only objects are annotated (see pu)")
+    return Task(run, strategy, run.settings, seed, run.environment["device"],
+                foreground_only(labeled) if partly else labeled, unlabeled, unlabeled_images(data, []),
+                data.val.subset(split["val"]), data.test.subset(split["test"]), partly, prior)
 
 def known_prior(
     labeled: ImageSet, # with masks
@@ -173,7 +202,9 @@ def known_prior(
 ) -> Prior:
     "Class ratios of the labeled images, or with the foreground ratio that is given."
     named = any(g != id for g, id in zip(labeled.groups, labeled.ids))
-    found = estimate_prior((labeled.mask(i) for i in range(len(labeled))), labeled.groups if named else None, labeled.n_classes, seed)
+    found = estimate_prior(
+        (labeled.mask(i) for i in range(len(labeled))), labeled.groups if named else None, labeled.n_classes, seed)
     if given is None: return found
     ratios = (1 - given, *(given * r / found.foreground for r in found.ratios[1:]))
-    return replace(found, ratios=ratios, interval=(given, given), pixels=tuple(round(r * sum(found.pixels)) for r in ratios))
+    return replace(
+        found, ratios=ratios, interval=(given, given), pixels=tuple(round(r * sum(found.pixels)) for r in ratios))

@@ -29,7 +29,8 @@ def teacher_checkpoints(
 ) -> tuple[str, ...]: # below the run folder
     "The networks that label for the next round, the last accepted one first."
     teacher, method, first, last = task.strategy.teacher, task.strategy.method, records[0], teacher_of(records)
-    if teacher.combine == "reliable_negatives": return (last.checkpoint,) if last.round == 0 else (last.checkpoint, first.checkpoint)
+    if teacher.combine == "reliable_negatives":
+        return (last.checkpoint,) if last.round == 0 else (last.checkpoint, first.checkpoint)
     if teacher.members == 1 or method.online: return (last.checkpoint,)
     if teacher.source == "snapshots": return last.members
     newest = [r.checkpoint for r in reversed(records) if r.accepted and r.round] + list(first.members)
@@ -43,15 +44,20 @@ def _network(task: Task, checkpoint: str) -> nn.Module:
 def _predict(task: Task, network: nn.Module, folder: Path, tag: str, desc: str) -> Predictions:
     "What a network says of all unlabeled images."
     s = task.settings
-    return predict(network, task.unlabeled, folder, task.labeled.n_classes, teacher=tag, desc=desc, batch_size=s.batch_size, device=task.device, tile=s.tile, flips=task.strategy.teacher.flips)
+    return predict(network, task.unlabeled, folder, task.labeled.n_classes, teacher=tag, desc=desc,
+                   batch_size=s.batch_size, device=task.device, tile=s.tile, flips=task.strategy.teacher.flips)
 
-def _predictions(task: Task, number: int, checkpoints: tuple[str, ...]) -> tuple[Predictions, list[Predictions]]: # of all together; of each
+# of all together; of each
+def _predictions(task: Task, number: int, checkpoints: tuple[str, ...]) -> tuple[Predictions, list[Predictions]]:
     "What the teachers of a round say."
     folder, desc = task.run.folder / "predictions", f"round {number} predicts"
-    if len(checkpoints) == 1: return _predict(task, _network(task, checkpoints[0]), folder / f"round-{number}", checkpoints[0], desc), []
-    members = [_predict(task, _network(task, c), folder / f"round-{number}-member-{k}", c, f"{desc}, member {k + 1}") for k, c in enumerate(checkpoints)]
+    if len(checkpoints) == 1:
+        return _predict(task, _network(task, checkpoints[0]), folder / f"round-{number}", checkpoints[0], desc), []
+    members = [_predict(task, _network(task, c), folder / f"round-{number}-member-{k}", c, f"{desc}, member {k + 1}")
+               for k, c in enumerate(checkpoints)]
     weights = [load_tensors(task.run.folder / c)[1]["f1"] for c in checkpoints]
-    return combine(members, folder / f"round-{number}", task.strategy.teacher.combine, weights, teacher=" ".join(checkpoints)), members
+    return combine(members, folder / f"round-{number}", task.strategy.teacher.combine, weights,
+                   teacher=" ".join(checkpoints)), members
 
 # %% ../../nbs/training/09_teaching.ipynb #7db65ec8
 watched = 16 # images whose predictions are kept of earlier rounds
@@ -77,27 +83,32 @@ def pseudo_images(
     task: Task,
     number: int, # the round, from 1
     records: list[RoundRecord], # of the rounds before it
-) -> tuple[PseudoImages, dict[str, tuple[int, ...]]]: # what is trusted; of an ensemble: what each rule of agreement would keep a class
+# what is trusted; of an ensemble: what each rule of agreement would keep a class
+) -> tuple[PseudoImages, dict[str, tuple[int, ...]]]:
     "Ask the teachers about all unlabeled images; fit the round's selector."
     predictions, members = _predictions(task, number, teacher_checkpoints(task, records))
     _thin_earlier(task.run.folder / "predictions", number, task.unlabeled.ids)
     pseudo = trusted(task, number, predictions, teacher_of(records).threshold)
     weights = [load_tensors(task.run.folder / m.teacher)[1]["f1"] for m in members]
-    report = agreement(members, pseudo.rule.thresholds, weights, pseudo.ids) if len(members) > 1 and task.strategy.teacher.combine != "reliable_negatives" else {}
+    report = agreement(members, pseudo.rule.thresholds, weights,
+                       pseudo.ids) if len(members) > 1 and task.strategy.teacher.combine != "reliable_negatives" else {}
     return pseudo, report
 
 def _thin_earlier(folder: Path, number: int, ids: tuple[str, ...]) -> None:
-    "Of the round before keep only the watched images, the same in every round, and of members, and of labels made anew, nothing."
+    """Of the round before keep only the watched images, the same in every round, and of members, and of labels made
+    anew, nothing."""
     for extra in folder.glob(f"round-{number - 1}-*"): shutil.rmtree(extra)
     earlier = folder / f"round-{number - 1}"
     begun = (folder / f"{earlier.name}.part" / "meta.json").exists()
     if begun or (earlier / "meta.json").exists() and len(Predictions(earlier)) > watched: thin(earlier, watched_of(ids))
 
 def _decision(task: Task, number: int, network: nn.Module, step: int) -> float:
-    "The decision threshold that validation chooses for the network of this step; noted, since a run that goes on has the labels of this step but a network of later."
+    """The decision threshold that validation chooses for the network of this step; noted, since a run that goes on has
+    the labels of this step but a network of later."""
     path, s = task.run.folder / "predictions" / "decision.json", task.settings
     if path.exists() and (noted := read_json(path))["at"] == [number, step]: return noted["threshold"]
-    threshold = validate(network, task.val, decision=s.decision, batch_size=s.batch_size, device=task.device, tile=s.tile).threshold
+    threshold = validate(
+        network, task.val, decision=s.decision, batch_size=s.batch_size, device=task.device, tile=s.tile).threshold
     write_json(path, dict(at=[number, step], threshold=threshold))
     return threshold
 
@@ -107,7 +118,10 @@ def relabel(
     network: nn.Module, # the student's average
     step: int, # tells one labeling from the next
 ) -> PseudoImages:
-    "Within a round: let the student's average label all unlabeled images anew. What the round's teacher said stays: a run that goes on asks for both."
+    """Within a round: let the student's average label all unlabeled images anew.
+
+    What the round's teacher said stays: a run that goes on asks for both."""
     decision = _decision(task, number, network, step)
-    predictions = _predict(task, network, task.run.folder / "predictions" / f"round-{number}-anew", f"round {number}, step {step}", f"round {number} labels anew")
+    predictions = _predict(task, network, task.run.folder / "predictions" / f"round-{number}-anew",
+                           f"round {number}, step {step}", f"round {number} labels anew")
     return trusted(task, number, predictions, decision)

@@ -15,7 +15,8 @@ from torch import nn
 from ..inference.predictions import with_background
 from ..inference.streaming import stream_predictions
 from ..core import random_stream
-from ..measures.metrics import Scores, best_threshold, binary_histogram, confusion, f1, quantize, scores, threshold_edges
+from ..measures.metrics import (
+    Scores, best_threshold, binary_histogram, confusion, f1, quantize, scores, threshold_edges)
 from ..measures.statistics import resample_weights, sum_by_group
 
 # %% ../../nbs/training/05_validation.ipynb #2803868b
@@ -41,7 +42,8 @@ def steady_threshold(
     groups: Sequence[str] | None = None, # of the images, which are drawn together; None: each image by itself
     draws: int = 200, # of the bootstrap
 ) -> float: # in [0, 1]
-    "Of the thresholds that these images cannot tell from the best one, the nearest to one half: the one-standard-error rule (Breiman 1984), with the bootstrap's error of the difference in F1."
+    """Of the thresholds that these images cannot tell from the best one, the nearest to one half: the
+    one-standard-error rule (Breiman 1984), with the bootstrap's error of the difference in F1."""
     above = histograms[..., ::-1].cumsum(-1)[..., ::-1]
     counts = np.stack([above[:, 1], above[:, 0], above[:, 1, :1] - above[:, 1]], -1) # (N, bins, 3): tp, fp, fn
     _, units = sum_by_group(counts.reshape(len(counts), -1), groups)
@@ -61,16 +63,23 @@ def validate(
     decision: str = "best", # how it is chosen: "best", the highest F1 of these images; "steady", by `steady_threshold`
     **options, # to `stream_predictions`: batch_size, device, tile, flips
 ) -> Validation:
-    "Pooled foreground scores; with more than two classes the most probable class decides and the threshold stands unused at 0.5."
-    stream = ((images.mask(i), quantize(p)) for batch, probs in stream_predictions(network, images, **options) for i, p in zip(batch, probs.cpu()))
+    """Pooled foreground scores; with more than two classes the most probable class decides and the threshold stands
+    unused at 0.5."""
+    stream = ((images.mask(i), quantize(p))
+              for batch, probs in stream_predictions(network, images, **options)
+              for i, p in zip(batch, probs.cpu()))
     if images.n_classes > 2:
-        counts = np.stack([confusion(with_background(q).argmax(0).numpy(), mask, images.n_classes)[1:].sum(0) for mask, q in stream])
+        counts = np.stack(
+            [confusion(with_background(q).argmax(0).numpy(), mask, images.n_classes)[1:].sum(0) for mask, q in stream])
         known = sum(int((images.mask(i) != 255).sum()) for i in range(len(images)))
         return Validation(_pooled(counts), 0.5, counts, _called(counts, known))
     histograms = np.stack([binary_histogram(q[0], mask) for mask, q in stream])
-    if threshold is None: threshold = steady_threshold(histograms, images.groups) if decision == "steady" else best_threshold(histograms.sum(0))[0]
+    if threshold is None:
+        threshold = (steady_threshold(histograms, images.groups) if decision == "steady"
+                     else best_threshold(histograms.sum(0))[0])
     counts = foreground_counts(histograms, threshold)
-    return Validation(_pooled(counts), threshold, counts, _called(foreground_counts(histograms, 0.5), int(histograms.sum())))
+    return Validation(
+        _pooled(counts), threshold, counts, _called(foreground_counts(histograms, 0.5), int(histograms.sum())))
 
 def _called(counts: np.ndarray, known: int) -> float:
     "Share of the known pixels that are called foreground."

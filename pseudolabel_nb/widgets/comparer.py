@@ -24,13 +24,17 @@ def _said(column: str) -> str:
     "A column's head."
     return _named.get(column, column.rpartition(".")[2]).replace("_", " ")
 
-_widths = {"status": 110, "strategy.name": 120, "error": 200, "seed": 40, "ratio_pseudo": 100, "seconds": 75} | dict.fromkeys(("test_f1", "val_f1", "rounds"), 65) # px, where there is room
+# px, where there is room
+_widths = {"status": 110, "strategy.name": 120, "error": 200, "seed": 40, "ratio_pseudo": 100,
+           "seconds": 75} | dict.fromkeys(("test_f1", "val_f1", "rounds"), 65)
 
 def _grid(columns: list[str]) -> str:
     "CSS of the columns' widths: they share the page, and the table scrolls where each has shrunk to two thirds."
     widths = [_widths.get(c, 90) for c in columns]
     least = [max(40, 2 * n // 3) for n in widths]
-    return f"display:grid;column-gap:8px;line-height:28px;min-width:{sum(least) + 8 * len(least)}px;grid-template-columns:" + " ".join(f"minmax({a}px,{n}fr)" for a, n in zip(least, widths))
+    return (
+        f"display:grid;column-gap:8px;line-height:28px;min-width:{sum(least) + 8 * len(least)}px;grid-template-columns:"
+        + " ".join(f"minmax({a}px,{n}fr)" for a, n in zip(least, widths)))
 
 def row_html(
     values: dict[str, str], # by column; of the head: its words
@@ -38,7 +42,8 @@ def row_html(
 ) -> str:
     "Cells side by side; the whole text of each, and the name of its column, is its tooltip."
     style = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap" + ";font-weight:bold" * head
-    cells = "".join(f'<span title="{escape(c)}: {escape(v)}" style="{style}">{escape(v)}</span>' for c, v in values.items())
+    cells = "".join(
+        f'<span title="{escape(c)}: {escape(v)}" style="{style}">{escape(v)}</span>' for c, v in values.items())
     return f'<div style="{_grid(list(values))}">{cells}</div>'
 
 # %% ../../nbs/widgets/04_comparer.ipynb #05b60bf2
@@ -48,21 +53,24 @@ def picture_html(
     "The figure of the view, or why there is none."
     try: png = base64.b64encode(state.picture()).decode()
     except UserError as e: return f"<p>{escape(str(e))}</p>"
-    return f'<img alt="{escape(VIEWS[state.settings.view])} of {len(state.settings.picked)} runs" style="max-width:100%" src="data:image/png;base64,{png}">'
+    return (f'<img alt="{escape(VIEWS[state.settings.view])} of {len(state.settings.picked)} runs" '
+            f'style="max-width:100%" src="data:image/png;base64,{png}">')
 
 def counted(
     state: ComparerState,
 ) -> str:
     "How many runs there are, are found and are picked."
     n, bad = len(state.facts), len(state.reader.damaged)
-    return f"{n:,} run{'s' * (n != 1)}" + f" (and {bad} that cannot be read)" * bool(bad) + f", {len(state.found()):,} found, {len(state.settings.picked):,} picked"
+    return (f"{n:,} run{'s' * (n != 1)}" + f" (and {bad} that cannot be read)" * bool(bad)
+            + f", {len(state.found()):,} found, {len(state.settings.picked):,} picked")
 
 def snapshot_html(
     state: ComparerState,
 ) -> str:
     "The page of the table, the sentences and the figure, as a page without a kernel can show them."
     rows = [("✓" if r["name"] in state.settings.picked else "", *r.values()) for r in state.shown()]
-    return card("Runs", table(rows, ("picked", *map(_said, state.columns()))), items(state.sentences()), Html(picture_html(state)), about=counted(state))
+    return card("Runs", table(rows, ("picked", *map(_said, state.columns()))), items(state.sentences()),
+                Html(picture_html(state)), about=counted(state))
 
 # %% ../../nbs/widgets/04_comparer.ipynb #c7c7449d
 def _button(text: str, tip: str, act) -> w.Button:
@@ -78,14 +86,17 @@ def _line(*children: w.Widget, **layout) -> w.HBox:
 def _text(kind: type, name: str, tip: str, width: str, **options) -> w.DOMWidget:
     "A field to type in or to choose from. Its tooltip stands on its name, since ipywidgets shows none on such fields."
     label = f'<span title="{escape(tip)}">{escape(name)}</span>'
-    return kind(description=label, description_allow_html=True, tooltip=tip, style={"description_width": "70px"}, layout=w.Layout(width=width, **options.pop("layout", {})), **options)
+    return kind(description=label, description_allow_html=True, tooltip=tip, style={"description_width": "70px"},
+                layout=w.Layout(width=width, **options.pop("layout", {})), **options)
 
 def _choice(name: str, tip: str, options, width: str = "230px") -> w.Dropdown:
     "A list to choose one of."
     return _text(w.Dropdown, name, tip, width, options=options)
 
 class RunComparer(WithSnapshot):
-    "Runs below a folder, to search, pick and compare; `state` holds what is shown. Two comparers of one state stay in step."
+    """Runs below a folder, to search, pick and compare; `state` holds what is shown.
+
+    Two comparers of one state stay in step."""
     def __init__(self,
         runs: str | Path | ComparerState, # a folder with runs at or below it; or the state of another view
         *,
@@ -93,10 +104,13 @@ class RunComparer(WithSnapshot):
         **options, # to `ComparerState`: data, baseline, oracle, settings
     ):
         self.state = runs if isinstance(runs, ComparerState) else ComparerState(runs, **options)
-        self._busy, self._stop, self._thread = 0, threading.Event(), None # the thread that sets the controls; the watching one
+        # the thread that sets the controls; the watching one
+        self._busy, self._stop, self._thread = 0, threading.Event(), None
         self._make_table()
         self._make_views()
-        super().__init__([self._top(), self.table, self._paging(), self.sentences, self._middle(), self.picture, self.undrawn, self.message, self._exports()])
+        super().__init__(
+            [self._top(), self.table, self._paging(), self.sentences, self._middle(), self.picture, self.undrawn,
+             self.message, self._exports()])
         self.state.observers.append(self._show)
         self._show(self.state)
         if watch: self.watch(watch)
@@ -104,41 +118,65 @@ class RunComparer(WithSnapshot):
     def _make_table(self) -> None:
         "Rows that are filled anew on each page."
         n = self.state.settings.rows
-        self.ticks = [w.Checkbox(indent=False, layout=w.Layout(width="200px", min_width="200px", margin="0")) for _ in range(n)]
+        self.ticks = [
+            w.Checkbox(indent=False, layout=w.Layout(width="200px", min_width="200px", margin="0")) for _ in range(n)]
         self.cells = [w.HTML(layout=w.Layout(margin="0", flex="1 0 auto", width="0")) for _ in range(n)]
-        self.lines = [w.HBox([t, c], layout=w.Layout(align_items="center", overflow="visible", flex="0 0 auto", min_width="max-content", display="flex")) for t, c in zip(self.ticks, self.cells)]
+        self.lines = [w.HBox([t, c],
+                             layout=w.Layout(align_items="center", overflow="visible", flex="0 0 auto",
+                                             min_width="max-content", display="flex"))
+                      for t, c in zip(self.ticks, self.cells)]
         self.head = w.HTML(layout=self.cells[0].layout)
-        above = w.HBox([w.HTML("<b>run</b>", layout=w.Layout(width="200px", min_width="200px", margin="0")), self.head], layout=self.lines[0].layout)
+        above = w.HBox([w.HTML("<b>run</b>", layout=w.Layout(width="200px", min_width="200px", margin="0")), self.head],
+                       layout=self.lines[0].layout)
         self.table = w.VBox([above, *self.lines], layout=w.Layout(overflow="auto", width="100%"))
         for k, tick in enumerate(self.ticks): tick.observe(lambda change, k=k: self._ticked(k, change["new"]), "value")
 
     def _make_views(self) -> None:
         "Controls of the view; each changes one setting."
-        self.query = _text(w.Text, "search", "Runs that hold all these words in name, status, configuration or error; -word: that do not", "340px", placeholder="words, seed=0, -failed")
+        self.query = _text(w.Text, "search",
+                           "Runs that hold all these words in name, status, configuration or error; -word: that do not",
+                           "340px", placeholder="words, seed=0, -failed")
         self.order = _choice("order", "Order of the runs; numbers: highest first", ORDERS)
-        self.differs = w.Checkbox(description="only what differs", tooltip="Leave out settings that all runs share", indent=False, layout=w.Layout(width="auto", margin="0 12px"))
-        self.view = w.ToggleButtons(options=[(words, name) for name, words in VIEWS.items()], tooltips=[f"Show the {words} of the picked runs" for words in VIEWS.values()], tooltip="What is drawn of the picked runs", style={"button_width": "auto"})
+        self.differs = w.Checkbox(description="only what differs", tooltip="Leave out settings that all runs share",
+                                  indent=False, layout=w.Layout(width="auto", margin="0 12px"))
+        self.view = w.ToggleButtons(options=[(words, name) for name, words in VIEWS.items()],
+                                    tooltips=[f"Show the {words} of the picked runs" for words in VIEWS.values()],
+                                    tooltip="What is drawn of the picked runs", style={"button_width": "auto"})
         self.curve = _choice("curve", "What is drawn over the steps: mean and 95 % interval over seeds", CURVES)
         self.metric = _choice("metric", "What the gain over the baseline is of", METRICS)
         self.image = _choice("image", "Image to show as each run predicts it", [], "420px")
-        self.sentences, self.undrawn, self.message = w.HTML(), w.HTML(), w.HTML() # what is to be read, why there is no picture, what could not be done
+        # what is to be read, why there is no picture, what could not be done
+        self.sentences, self.undrawn, self.message = w.HTML(), w.HTML(), w.HTML()
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
-        for name in ("query", "order", "differs", "view", "curve", "metric", "image"): getattr(self, name).observe(lambda change, name=name: self._try(lambda: self.state.change(**{name: change["new"]})), "value")
+        for name in ("query", "order", "differs", "view", "curve", "metric", "image"):
+            getattr(self, name).observe(
+                lambda change, name=name: self._try(lambda: self.state.change(**{name: change["new"]})), "value")
 
     def _top(self) -> w.HBox:
         "Search, order, refresh."
-        self.count, self.live = w.HTML(layout=w.Layout(margin="0 12px")), w.Checkbox(description="live", tooltip="Look at the folder every few seconds, and show what was written", indent=False, layout=w.Layout(width="auto", margin="0 12px"))
-        self.live.observe(lambda change: None if self._busy == threading.get_ident() else self.watch() if change["new"] else self.stop(), "value")
-        return _line(self.query, self.order, self.differs, _button("Refresh", "Look at the folder again; only what was written since is read", lambda: self._try(self.state.refresh)), self.live, self.count)
+        self.count, self.live = w.HTML(layout=w.Layout(margin="0 12px")), w.Checkbox(
+            description="live", tooltip="Look at the folder every few seconds, and show what was written", indent=False,
+            layout=w.Layout(width="auto", margin="0 12px"))
+        self.live.observe(lambda change: None if self._busy == threading.get_ident()
+                          else self.watch() if change["new"]
+                          else self.stop(),
+                          "value")
+        return _line(self.query, self.order, self.differs,
+                     _button("Refresh", "Look at the folder again; only what was written since is read",
+                             lambda: self._try(self.state.refresh)),
+                     self.live, self.count)
 
     def _paging(self) -> w.HBox:
         "Pages, and picking many at once."
         turn = lambda by: self._try(lambda: self.state.change(page=self.state.settings.page + by))
         self.page = w.HTML(layout=w.Layout(margin="0 8px"))
         act = lambda do: lambda: self._try(do)
-        return _line(_button("◀ Previous", "The page before", lambda: turn(-1)), self.page, _button("Next ▶", "The next page", lambda: turn(1)),
+        return _line(_button("◀ Previous", "The page before", lambda: turn(-1)), self.page,
+                     _button("Next ▶", "The next page", lambda: turn(1)),
                      _button("Pick all found", "Pick every run that the search finds", act(self.state.pick_found)),
-                     _button("Pick their baselines", f"Add the {self.state.baseline} runs with the seeds and images of the picked ones", act(self.state.pick_baselines)),
+                     _button("Pick their baselines",
+                             f"Add the {self.state.baseline} runs with the seeds and images of the picked ones",
+                             act(self.state.pick_baselines)),
                      _button("Pick none", "Take all ticks away", act(lambda: self.state.change(picked=()))))
 
     def _middle(self) -> w.HBox:
@@ -147,17 +185,29 @@ class RunComparer(WithSnapshot):
 
     def _exports(self) -> w.VBox:
         "Files and code; files are written to the working directory, under a name that can be changed."
-        self.name = _text(w.Text, "file", "Name of the file, without its ending; in the working directory of the notebook", "340px", value="comparison")
-        self.code = _text(w.Textarea, "code", "Lines that make this view without the comparer: copy them into a cell", "99%", layout={"height": "110px"})
-        kinds = dict(csv="The table of the picked runs with all columns; of all that are found where none is picked", png="The figure as pixels", svg="The figure as lines, for a paper")
-        return w.VBox([_line(self.name, *(_button(f"Save {kind.upper()}", tip, lambda kind=kind: self._try(lambda: self.save(kind))) for kind, tip in kinds.items())), self.code], layout=w.Layout(width="100%"))
+        self.name = _text(
+            w.Text, "file", "Name of the file, without its ending; in the working directory of the notebook", "340px",
+            value="comparison")
+        self.code = _text(w.Textarea, "code", "Lines that make this view without the comparer: copy them into a cell",
+                          "99%", layout={"height": "110px"})
+        kinds = dict(csv="The table of the picked runs with all columns; of all that are found where none is picked",
+                     png="The figure as pixels", svg="The figure as lines, for a paper")
+        return w.VBox([_line(
+                           self.name,
+                           *(_button(f"Save {kind.upper()}", tip, lambda kind=kind: self._try(lambda: self.save(kind)))
+                             for kind, tip in kinds.items())),
+                       self.code],
+                      layout=w.Layout(width="100%"))
 
     def save(self,
         kind: str, # "csv", "png" or "svg"
         name: str = "", # of the file without its ending; "": as in the view
     ) -> Path: # the file
-        "Write the table or the figure. Raises `UserError` where there is nothing to write, or another kind is asked for."
-        if kind not in ("csv", "png", "svg"): raise UserError(f"unknown kind of file {kind!r}; expected csv, png or svg")
+        """Write the table or the figure.
+
+        Raises `UserError` where there is nothing to write, or another kind is asked for."""
+        if kind not in ("csv", "png", "svg"):
+            raise UserError(f"unknown kind of file {kind!r}; expected csv, png or svg")
         path = Path(f"{name or self.name.value.strip() or 'comparison'}.{kind}")
         write_bytes(path, self.state.csv().encode() if kind == "csv" else self.state.picture(kind))
         self._say(f"written: {path}")
@@ -194,7 +244,8 @@ class RunComparer(WithSnapshot):
         for k, (tick, cells, line) in enumerate(zip(self.ticks, self.cells, self.lines)):
             line.layout.display = "flex" if k < len(shown) else "none"
             if k >= len(shown): continue
-            tick.description, tick.tooltip, tick.value = shown[k]["name"], f"Pick the run {shown[k]['name']}", shown[k]["name"] in s.picked
+            tick.description, tick.tooltip, tick.value = (
+                shown[k]["name"], f"Pick the run {shown[k]['name']}", shown[k]["name"] in s.picked)
             cells.value = row_html({c: shown[k][c] for c in head})
         self.count.value, self.page.value = escape(counted(state)), f"page {s.page + 1} of {state.pages}"
 
@@ -202,14 +253,20 @@ class RunComparer(WithSnapshot):
         "The controls, as the state has them."
         s = state.settings
         if s.view == "images": self.image.options = [(f"{id} ({kind})", id) for id, kind in state.choices().items()]
-        for name in ("query", "order", "differs", "view", "curve", "metric"): getattr(self, name).value = getattr(s, name)
+        for name in ("query", "order", "differs", "view", "curve", "metric"):
+            getattr(self, name).value = getattr(s, name)
         if s.view == "images": self.image.value = state.image or None
-        for control, view in ((self.curve, "curves"), (self.metric, "gain"), (self.image, "images")): control.layout.display = "flex" if s.view == view else "none"
+        for control, view in ((self.curve, "curves"), (self.metric, "gain"), (self.image, "images")):
+            control.layout.display = "flex" if s.view == view else "none"
 
     def _show_view(self, state: ComparerState) -> None:
         "Sentences, figure, code."
-        unread = "".join(f"<li>{escape(f'{folder} cannot be read: {why}')}</li>" for folder, why in list(state.reader.damaged.items())[:3])
-        self.sentences.value = f'<ul style="line-height:1.4;margin:6px 0">{"".join(f"<li>{escape(line)}</li>" for line in state.sentences())}{unread}</ul>'
+        unread = "".join(
+            f"<li>{escape(f'{folder} cannot be read: {why}')}</li>"
+            for folder, why in list(state.reader.damaged.items())[:3])
+        self.sentences.value = (
+            '<ul style="line-height:1.4;margin:6px '
+            f'0">{"".join(f"<li>{escape(line)}</li>" for line in state.sentences())}{unread}</ul>')
         self.code.value = state.code()
         try: self.picture.value, self.undrawn.value = state.picture() if state.settings.picked else b"", ""
         except (UserError, OSError) as e: self.picture.value, self.undrawn.value = b"", f"<div>{escape(str(e))}</div>"

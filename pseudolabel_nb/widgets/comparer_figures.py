@@ -26,13 +26,16 @@ def paired(
     comparison: Comparison,
     metric: str = "test_f1", # one of `METRICS`
 ) -> dict[str, list[float]]: # label of a group -> gains, one a seed; empty where nothing pairs
-    "Each group's gains over the runs of the baseline that have the rest in common; of several the newest, as in `Comparison.gains`."
+    """Each group's gains over the runs of the baseline that have the rest in common; of several the newest, as in
+    `Comparison.gains`."""
     apart = [n for n in comparison.apart if not n.startswith("strategy.")]
     pair = lambda f: (f.images, *(f.config.get(n) for n in ("seed", *apart)))
     score = lambda f: f.numbers[metric]
-    base = {pair(f): score(f) for f in reversed(comparison.facts) if f.strategy == comparison.baseline and score(f) == score(f)}
+    base = {pair(f): score(f)
+            for f in reversed(comparison.facts) if f.strategy == comparison.baseline and score(f) == score(f)}
     groups = [g for g in comparison.groups if g.values["strategy.name"] != comparison.baseline]
-    return {g.label: [score(f) - base[pair(f)] for f in g.members if pair(f) in base and score(f) == score(f)] for g in groups}
+    return {g.label: [score(f) - base[pair(f)] for f in g.members if pair(f) in base and score(f) == score(f)]
+            for g in groups}
 
 def say(
     comparison: Comparison,
@@ -41,8 +44,10 @@ def say(
     "A sentence a group: what its gains over the baseline say."
     words = {"test_f1": "F1", "val_f1": "validation F1", "test_precision": "precision", "test_recall": "recall"}[metric]
     found = paired(comparison, metric)
-    none = f"no {words} beside a {comparison.baseline} run of the same seed, images and settings yet; pick their baselines too, or let them finish"
-    return [sentence(gains, label, words) if gains else f"{label}: {none}" for label, gains in found.items()] or [f"Only {comparison.baseline} is picked: pick runs of another strategy to compare with it."]
+    none = (f"no {words} beside a {comparison.baseline} run of the same seed, images and "
+            "settings yet; pick their baselines too, or let them finish")
+    return ([sentence(gains, label, words) if gains else f"{label}: {none}" for label, gains in found.items()]
+            or [f"Only {comparison.baseline} is picked: pick runs of another strategy to compare with it."])
 
 def plot_paired(
     comparison: Comparison,
@@ -52,17 +57,22 @@ def plot_paired(
     "Gains in points: a mark a seed, the mean with its 95 % interval. Raises `UserError` where nothing pairs."
     import matplotlib.pyplot as plt
     found = {label: gains for label, gains in paired(comparison, metric).items() if gains}
-    if not found: raise UserError(f"none of {len(comparison.facts)} runs has a score beside a {comparison.baseline} run of the same seed, images and settings; expected one pair, so pick their baselines too, or let them finish")
+    if not found:
+        raise UserError(
+            f"none of {len(comparison.facts)} runs has a score beside a {comparison.baseline} run of the same seed, "
+            "images and settings; expected one pair, so pick their baselines too, or let them finish")
     ax = ax or plt.subplots(figsize=(8, 1.4 + 0.5 * len(found)), dpi=80, layout="constrained")[1]
     styles = dict(zip((g.label for g in comparison.groups), group_styles(len(comparison.groups)))) # as in the curves
     for y, (label, gains) in enumerate(found.items()):
         i, style = paired_interval(gains), styles[label]
-        ax.plot(100 * np.array(gains), np.full(len(gains), y + 0.16), style["marker"], color=style["color"], markersize=4, alpha=0.7)
+        ax.plot(100 * np.array(gains), np.full(len(gains), y + 0.16), style["marker"], color=style["color"],
+                markersize=4, alpha=0.7)
         if i.n > 2: ax.plot([100 * i.low, 100 * i.high], [y, y], color=style["color"], lw=2)
         ax.plot(100 * i.mean, y, style["marker"], color=style["color"], markersize=9)
     ax.axvline(0, color="0.4", lw=1)
     labels = [f"{label} ({sum(g > 0 for g in gains)} of {len(gains)} seeds up)" for label, gains in found.items()]
-    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel=f"gain in {metric} over {comparison.baseline}, points; large: the mean, small: a seed")
+    ax.set(ylim=(len(found) - 0.5, -0.5),
+           xlabel=f"gain in {metric} over {comparison.baseline}, points; large: the mean, small: a seed")
     ax.set_yticks(range(len(found)), labels, parse_math=False)
     return ax
 
@@ -71,7 +81,9 @@ def latest_store(
     run: Run,
 ) -> Predictions | None:
     "What the teacher of the latest round said of unlabeled images; None where the run keeps nothing."
-    found = [p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if p.parent.name.removeprefix("round-").isdecimal()]
+    found = [p.parent
+             for p in (run.folder / "predictions").glob("round-*/meta.json")
+             if p.parent.name.removeprefix("round-").isdecimal()]
     return Predictions(max(found, key=lambda p: int(p.name.removeprefix("round-")))) if found else None
 
 def _unlabeled(data: Data | None, id: str) -> ImageSet | None:
@@ -84,7 +96,8 @@ def image_choices(
     data: Data | None = None,
     most: int = 64,
 ) -> dict[str, str]: # id -> "validation" or "watched"
-    "Images that can be shown: validation images that all runs have, then those that most runs keep; raises nothing for a run without any."
+    """Images that can be shown: validation images that all runs have, then those that most runs keep; raises nothing
+    for a run without any."""
     found = {}
     for f in comparison.facts:
         s = latest_store(f.run)
@@ -92,7 +105,8 @@ def image_choices(
     watched = sorted(found, key=lambda id: -found[id])[:most]
     if data is None or data.val is None: return dict.fromkeys(watched, "watched")
     shared = set(data.val.ids).intersection(*(f.run.split.get("val", ()) for f in comparison.facts))
-    return dict.fromkeys([id for id in data.val.ids if id in shared][:most], "validation") | {id: "watched" for id in watched if id not in shared}
+    return dict.fromkeys([id for id in data.val.ids if id in shared][:most], "validation") | {
+        id: "watched" for id in watched if id not in shared}
 
 def foreground(
     probs: np.ndarray, # (C, H, W)
@@ -104,7 +118,8 @@ def foreground(
 def _validation(facts: RunFacts, data: Data, id: str) -> tuple: # image, probabilities, threshold, truth, words
     "The student that the run keeps, asked about one validation image."
     best, one = facts.run.best(), data.val.subset([id])
-    return one.image(0), ask(facts.run, (best.checkpoint,), one, "one image").probs(0).numpy(), best.threshold, one.mask(0), f"round {best.round}"
+    return (one.image(0), ask(facts.run, (best.checkpoint,), one, "one image").probs(0).numpy(), best.threshold,
+            one.mask(0), f"round {best.round}")
 
 def _watched(facts: RunFacts, data: Data | None, id: str, oracle: bool) -> tuple: # likewise; truth may be None
     "What the run's latest teacher said of an unlabeled image."
@@ -115,17 +130,25 @@ def _watched(facts: RunFacts, data: Data | None, id: str, oracle: bool) -> tuple
     teacher = next((r for r in records if [r.checkpoint] == by), records[-1] if records else None)
     at = images.index(id) if images is not None else -1
     truth = images.mask(at) if oracle and at >= 0 and images.has_mask(at) else None
-    return images.image(at) if at >= 0 else probs[1:].sum(0), probs, teacher.threshold if teacher else 0.5, truth, f"{kept.folder.name.replace('-', ' ')}, {'true labels shown (oracle)' if truth is not None else 'labels hidden'}"
+    return (images.image(at) if at >= 0 else probs[1:].sum(0), probs, teacher.threshold if teacher else 0.5, truth,
+            (f"{kept.folder.name.replace('-', ' ')}, "
+             f"{'true labels shown (oracle)' if truth is not None else 'labels hidden'}"))
 
 def _panel(facts: RunFacts, data: Data | None, id: str, kind: str, oracle: bool) -> tuple: # image, mask, truth, title
     "One run's picture, or none with the reason."
-    try: image, probs, threshold, truth, words = _validation(facts, data, id) if kind == "validation" else _watched(facts, data, id, oracle)
+    try:
+        image, probs, threshold, truth, words = (
+            _validation(facts, data, id) if kind == "validation" else _watched(facts, data, id, oracle))
     except (ValueError, KeyError, OSError) as e: return None, None, None, f"{facts.name}: {e}"
     mask = foreground(probs, threshold)
     if truth is None: return image, mask, None, f"{facts.name}\n{words}\nforeground {100 * (mask > 0).mean():.1f} %"
     seen = truth != 255
-    hits, missed, invented = ((a & seen).sum() for a in ((mask > 0) & (truth == mask), (truth > 0) & (truth != mask), (mask > 0) & (truth != mask)))
-    return image, mask, truth, f"{facts.name}\n{words}\nF1 {2 * hits / max(1, 2 * hits + missed + invented):.3f}, missed {missed:,} px, invented {invented:,} px"
+    hits, missed, invented = (
+        (a & seen).sum()
+        for a in ((mask > 0) & (truth == mask), (truth > 0) & (truth != mask), (mask > 0) & (truth != mask)))
+    return (image, mask, truth,
+            (f"{facts.name}\n{words}\nF1 {2 * hits / max(1, 2 * hits + missed + invented):.3f}, missed "
+             f"{missed:,} px, invented {invented:,} px"))
 
 def _not_shown(
     titles: list[str], # "run: why"
@@ -134,7 +157,9 @@ def _not_shown(
     "Which runs cannot show an image, by reason."
     why = {}
     for title in titles: why.setdefault(title.partition(": ")[2], []).append(title.partition(": ")[0])
-    return "; ".join(f"{', '.join(names[:most])}{f' and {len(names) - most} more' * (len(names) > most)}: {reason}" for reason, names in why.items())
+    return "; ".join(
+        f"{', '.join(names[:most])}{f' and {len(names) - most} more' * (len(names) > most)}: {reason}"
+        for reason, names in why.items())
 
 def show_image(
     comparison: Comparison,
@@ -143,15 +168,25 @@ def show_image(
     oracle: bool = False, # may hidden labels of unlabeled images be seen, where `data` has them?
     columns: int = 3,
 ): # matplotlib.figure.Figure
-    "The same image predicted by each run; where labels may be seen, what it found, missed and invented. Runs that cannot show it are named below. Raises `UserError` where none can."
+    """The same image predicted by each run; where labels may be seen, what it found, missed and invented.
+
+    Runs that cannot show it are named below. Raises `UserError` where none can."""
     choices = image_choices(comparison, data)
     image = image or next(iter(choices), "")
-    if not choices: raise UserError(f"none of {len(comparison.facts)} runs keeps predictions of an image; expected one with pseudo-labels, so pick such runs, or pass data= to ask them about validation images")
-    if image not in choices: raise UserError(f"image {image!r} can be shown by none of {len(comparison.facts)} runs; expected one of {', '.join(list(choices)[:3])}, so name such an image")
+    if not choices:
+        raise UserError(f"none of {len(comparison.facts)} runs keeps predictions of an image; expected one with "
+                        "pseudo-labels, so pick such runs, or pass data= to ask them about validation images")
+    if image not in choices:
+        raise UserError(f"image {image!r} can be shown by none of {len(comparison.facts)} runs; "
+                        f"expected one of {', '.join(list(choices)[:3])}, so name such an image")
     panels = [_panel(f, data, image, choices[image], oracle) for f in comparison.facts]
     shown = [p for p in panels if p[0] is not None]
     missing = _not_shown([p[3] for p in panels if p[0] is None])
-    if not shown: raise UserError(f"{image}: {missing}; expected at least one run that can show it, so pick another image or other runs")
-    fig = show_grid(*([p[k] for p in shown] for k in (0, 1)), truths=[p[2] for p in shown], titles=[p[3].replace("$", r"\$") for p in shown], columns=columns, size=3.6)
-    fig.suptitle(f"{image} ({choices[image]})" + f"\n{fill(f'not shown: {missing}', 130)}" * bool(missing), fontsize=9, parse_math=False)
+    if not shown:
+        raise UserError(
+            f"{image}: {missing}; expected at least one run that can show it, so pick another image or other runs")
+    fig = show_grid(*([p[k] for p in shown] for k in (0, 1)), truths=[p[2] for p in shown],
+                    titles=[p[3].replace("$", r"\$") for p in shown], columns=columns, size=3.6)
+    fig.suptitle(f"{image} ({choices[image]})" + f"\n{fill(f'not shown: {missing}', 130)}" * bool(missing), fontsize=9,
+                 parse_math=False)
     return fig

@@ -18,7 +18,8 @@ from ..runs.curves import plot_curves, plot_ratio
 from .comparer_figures import image_choices, plot_paired, say, show_image
 
 # %% ../../nbs/widgets/03a_comparer_state.ipynb #33ef2cf6
-VIEWS = {"curves": "curves", "gain": "paired gain", "ratio": "ratio and thresholds", "images": "images"} # name -> in words
+# name -> in words
+VIEWS = {"curves": "curves", "gain": "paired gain", "ratio": "ratio and thresholds", "images": "images"}
 CURVES = ("f1", "precision", "recall", "threshold", "predicted", "loss")
 METRICS = ("test_f1", "val_f1", "test_precision", "test_recall")
 ORDERS = ("newest", "name", "test_f1", "val_f1") # numbers: highest first
@@ -38,7 +39,9 @@ class ComparerSettings:
     image: str = "" # id of the image shown; "": the first one
 
     def __post_init__(self):
-        for kind, known, value in (("order", ORDERS, self.order), ("view", VIEWS, self.view), ("curve", CURVES, self.curve), ("metric", METRICS, self.metric)): lookup(dict.fromkeys(known), value, kind)
+        for kind, known, value in (("order", ORDERS, self.order), ("view", VIEWS, self.view),
+                                   ("curve", CURVES, self.curve), ("metric", METRICS, self.metric)):
+            lookup(dict.fromkeys(known), value, kind)
         if self.rows < 1: raise UserError(f"rows is {self.rows}; expected at least 1 row a page, such as 10")
 
 # %% ../../nbs/widgets/03a_comparer_state.ipynb #50ad6e41
@@ -67,7 +70,8 @@ def run_names(
 class RunReader:
     "The runs below a folder, newest first; `refresh` reads what was written since."
     def __init__(self, folder: str | Path):
-        self.folder, self.facts, self.damaged, self.reads = folder, (), {}, 0 # the folder; `RunFacts`; folder -> why it cannot be read; runs read so far
+        # the folder; `RunFacts`; folder -> why it cannot be read; runs read so far
+        self.folder, self.facts, self.damaged, self.reads = folder, (), {}, 0
         self._known: dict[str, tuple] = {} # folder -> stamp, facts or message
 
     def refresh(self) -> bool: # did anything change?
@@ -76,9 +80,12 @@ class RunReader:
         before, folders = self._known, [str(r.folder) for r in runs]
         stamps = {f: stamp(f) for f in folders}
         if list(before) == folders and all(before[f][0] == s for f, s in stamps.items()): return False
-        self._known = {f: before[f] if f in before and before[f][0] == s else (s, self._read(run)) for run, (f, s) in zip(runs, stamps.items())}
+        self._known = {f: before[f] if f in before and before[f][0] == s else (s, self._read(run))
+                       for run, (f, s) in zip(runs, stamps.items())}
         named = list(zip(run_names(folders), self._known.items()))
-        self.facts = tuple(had if had.name == name else replace(had, name=name) for name, (_, (_, had)) in named if isinstance(had, RunFacts))
+        self.facts = tuple(
+            had if had.name == name else replace(had, name=name)
+            for name, (_, (_, had)) in named if isinstance(had, RunFacts))
         self.damaged = {f: had for _, (f, (_, had)) in named if isinstance(had, str)}
         return True
 
@@ -121,7 +128,8 @@ def matches(
     query: str, # "balanced seed=0 -failed"
 ) -> bool:
     "Does the run hold all words, and none of those with a minus? Its name, status, error and configuration count."
-    text = " ".join((facts.name, facts.status, facts.error, *(f"{n.rpartition('.')[2]}={v}" for n, v in facts.config.items()))).lower() + " "
+    text = " ".join((facts.name, facts.status, facts.error,
+                     *(f"{n.rpartition('.')[2]}={v}" for n, v in facts.config.items()))).lower() + " "
     return all((w[1:] not in text) if w[0] == "-" and w[1:] else w in text for w in query.lower().split())
 
 def ordered(
@@ -159,14 +167,17 @@ class ComparerState:
     @property
     def comparison(self) -> Comparison | None:
         "All of them beside each other; None where there is none. Made anew when something was read."
-        if self._looked.get("facts") is not self.facts: self._looked = dict(facts=self.facts, all=Comparison(self.facts, self.baseline, self.reader.damaged) if self.facts else None)
+        if self._looked.get("facts") is not self.facts:
+            self._looked = dict(facts=self.facts,
+                                all=Comparison(self.facts, self.baseline, self.reader.damaged) if self.facts else None)
         return self._looked["all"]
 
     @property
     def chosen(self) -> Comparison | None:
         "The picked runs; None where none is picked."
         if not self.settings.picked: return None
-        if (self._looked.get("picked"), self.comparison)[0] != self.settings.picked: self._looked |= dict(picked=self.settings.picked, chosen=self.comparison.only(self.settings.picked))
+        if (self._looked.get("picked"), self.comparison)[0] != self.settings.picked:
+            self._looked |= dict(picked=self.settings.picked, chosen=self.comparison.only(self.settings.picked))
         return self._looked["chosen"]
 
     def _there(self, names) -> tuple[str, ...]:
@@ -175,7 +186,9 @@ class ComparerState:
         return tuple(f.name for f in self.facts if f.name in names)
 
     def refresh(self) -> bool: # did anything change?
-        "Look at the folder again; observers are told if something was written. Runs that are gone are picked no longer."
+        """Look at the folder again; observers are told if something was written.
+
+        Runs that are gone are picked no longer."""
         with self.lock:
             if not self.reader.refresh(): return False
             self.settings = replace(self.settings, picked=self._there(self.settings.picked))
@@ -188,7 +201,9 @@ class ComparerState:
     def change(self, **fields) -> None:
         "Set some settings. Raises `UserError`, changing nothing, for what cannot be."
         with self.lock:
-            if "picked" in fields and (unknown := set(fields["picked"]) - {f.name for f in self.facts}): raise UserError(f"no run called {', '.join(sorted(map(repr, unknown)))} below {self.folder}; expected names of its table, so refresh or correct the name")
+            if "picked" in fields and (unknown := set(fields["picked"]) - {f.name for f in self.facts}):
+                raise UserError(f"no run called {', '.join(sorted(map(repr, unknown)))} below {self.folder}; "
+                                "expected names of its table, so refresh or correct the name")
             if "picked" in fields: fields["picked"] = self._there(fields["picked"])
             if {"query", "order", "rows"} & set(fields): fields.setdefault("page", 0)
             new = replace(self.settings, **fields)
@@ -231,7 +246,9 @@ class ComparerState:
     def pick_baselines(self) -> None:
         "Add the baseline's runs that have seed and images in common with a picked one."
         wanted = {(f.images, f.config.get("seed")) for f in self.facts if f.name in set(self.settings.picked)}
-        self.change(picked=(*self.settings.picked, *(f.name for f in self.facts if f.strategy == self.baseline and (f.images, f.config.get("seed")) in wanted)))
+        self.change(picked=(*self.settings.picked,
+                            *(f.name for f in self.facts if f.strategy == self.baseline and (
+                                  f.images, f.config.get("seed")) in wanted)))
 
     def choices(self) -> dict[str, str]: # id -> "validation" or "watched"
         "Images that the picked runs can show."
@@ -255,32 +272,43 @@ class ComparerState:
         if s.view == "images": return show_image(c, self.data, self.image, self.oracle)
         fig = Figure(figsize=(10, 4), dpi=80, layout="constrained")
         axes = fig.subplots(1, 2 if s.view == "ratio" else 1)
-        {"curves": lambda: plot_curves(c, s.curve, axes), "gain": lambda: plot_paired(c, s.metric, axes), "ratio": lambda: plot_ratio(c, axes)}[s.view]()
+        {"curves": lambda: plot_curves(c, s.curve, axes), "gain": lambda: plot_paired(c, s.metric, axes),
+         "ratio": lambda: plot_ratio(c, axes)}[s.view]()
         return fig
 
     def picture(self, kind: str = "png") -> bytes: # or "svg"
         "The figure as a file; the last PNG is kept until something that it shows changes."
         s = self.settings
         with self.lock:
-            key = (s.view, s.picked, s.curve, s.metric, s.image, *(stamp(f.run.folder) for f in (self.chosen.facts if self.chosen else ())))
+            key = (s.view, s.picked, s.curve, s.metric, s.image,
+                   *(stamp(f.run.folder) for f in (self.chosen.facts if self.chosen else ())))
             if kind == "png" and self._drawn[0] == key: return self._drawn[1]
             file = io.BytesIO()
-            self.figure().savefig(file, format=kind, bbox_inches="tight", facecolor="white", metadata={"Date": None} if kind == "svg" else None)
+            self.figure().savefig(file, format=kind, bbox_inches="tight", facecolor="white",
+                                  metadata={"Date": None} if kind == "svg" else None)
             if kind == "png": self._drawn = key, file.getvalue()
             return file.getvalue()
 
     def csv(self) -> str:
         "The picked runs, or all that the search finds where none is picked, with all columns and whole numbers."
         if self.comparison is None: return ""
-        return self.comparison.only(self.settings.picked or [f.name for f in self.found()]).table.to_csv(index=False) if self.settings.picked or self.found() else ""
+        return (self.comparison.only(self.settings.picked or [f.name for f in self.found()]).table.to_csv(index=False)
+                if self.settings.picked or self.found()
+                else "")
 
     def code(self) -> str:
         "Lines that make this view without a widget."
         s = self.settings
-        if not s.picked: return f"from pseudolabel_nb.runs.compare import compare\n\ncompare({str(self.folder)!r}, baseline={self.baseline!r})"
-        call = {"curves": f"plot_curves(runs, {s.curve!r})", "gain": f"plot_paired(runs, {s.metric!r})", "ratio": "plot_ratio(runs)",
-                "images": f"show_image(runs, {'None' if self.data is None else 'data'}, {self.image!r}, oracle={self.oracle})"}[s.view]
+        if not s.picked:
+            return ("from pseudolabel_nb.runs.compare import compare\n\n"
+                    f"compare({str(self.folder)!r}, baseline={self.baseline!r})")
+        call = {"curves": f"plot_curves(runs, {s.curve!r})", "gain": f"plot_paired(runs, {s.metric!r})",
+                "ratio": "plot_ratio(runs)",
+                "images": f"show_image(runs, {'None' if self.data is None else 'data'}, "
+                          f"{self.image!r}, oracle={self.oracle})"}[s.view]
         module = "widgets.comparer_figures" if s.view in ("gain", "images") else "runs.curves"
         only = "" if len(s.picked) == len(self.facts) else f".only({sorted(s.picked)!r})"
-        lines = ["from pseudolabel_nb.runs.compare import compare", f"from pseudolabel_nb.{module} import {call.partition('(')[0]}", "", f"runs = compare({str(self.folder)!r}, baseline={self.baseline!r}){only}", call]
+        lines = ["from pseudolabel_nb.runs.compare import compare",
+                 f"from pseudolabel_nb.{module} import {call.partition('(')[0]}", "",
+                 f"runs = compare({str(self.folder)!r}, baseline={self.baseline!r}){only}", call]
         return "\n".join(lines)

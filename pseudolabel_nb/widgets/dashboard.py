@@ -32,7 +32,9 @@ def explorable(
     for run in found:
         kept = latest_store(run)
         if kept is not None and len(kept) and set(kept.ids) <= known: return run
-    raise UserError(f"{runs}: found {len(found)} run{'s' * (len(found) != 1)}, none of which keeps predictions of these images; expected one with pseudo-labels, so train one, or pass the data that the runs were trained on")
+    raise UserError(
+        f"{runs}: found {len(found)} run{'s' * (len(found) != 1)}, none of which keeps predictions of these "
+        "images; expected one with pseudo-labels, so train one, or pass the data that the runs were trained on")
 
 def explore(
     run: Run, # that keeps predictions
@@ -56,9 +58,11 @@ class Dashboard(WithSnapshot):
         self.run = explorable(runs, data) if run is None else open_run(run)
         self.explorer, self.comparer = explore(self.run, data), RunComparer(runs, data=data, watch=watch)
         self.stepper = CurriculumStepper(self.run, data=data, watch=watch)
-        self.tabs = w.Tab([self.explorer, self.stepper, self.comparer], titles=(f"Explore {self.run.name}", "Its rounds", "Compare runs"))
+        self.tabs = w.Tab([self.explorer, self.stepper, self.comparer],
+                          titles=(f"Explore {self.run.name}", "Its rounds", "Compare runs"))
         super().__init__([self.tabs])
-        for state in (self.explorer.state, self.stepper.state, self.comparer.state): state.observers.append(self._changed)
+        for state in (self.explorer.state, self.stepper.state, self.comparer.state):
+            state.observers.append(self._changed)
 
     def _changed(self, state) -> None: self.keep_soon()
 

@@ -24,10 +24,12 @@ def _button(text: str, tip: str, **options) -> w.Button:
     "A button that says what it does."
     return w.Button(description=text, tooltip=tip, layout=w.Layout(width=options.pop("width", "auto")), **options)
 
-def _slider(name: str, tip: str, value: float, low: float, high: float, step: float, format: str = ".2f") -> w.FloatSlider:
+def _slider(name: str, tip: str, value: float, low: float, high: float, step: float,
+            format: str = ".2f") -> w.FloatSlider:
     "A slider with its number, which can be typed over."
-    return w.FloatSlider(value, min=low, max=high, step=step, description=name, tooltip=tip, readout_format=format, continuous_update=True,
-                         style={"description_width": "110px"}, layout=w.Layout(width="100%", min_width="200px"))
+    return w.FloatSlider(
+        value, min=low, max=high, step=step, description=name, tooltip=tip, readout_format=format,
+        continuous_update=True, style={"description_width": "110px"}, layout=w.Layout(width="100%", min_width="200px"))
 
 def _row(*children: w.Widget, **layout) -> w.HBox:
     "Controls side by side, in several lines where there is no room."
@@ -35,7 +37,8 @@ def _row(*children: w.Widget, **layout) -> w.HBox:
 
 # %% ../../nbs/widgets/02_explorer.ipynb #aae43849
 class PseudoLabelExplorer(WithSnapshot):
-    "Images with what a teacher said about them and what thresholds keep of it; `state` holds the settings, `strategy` what they come to."
+    """Images with what a teacher said about them and what thresholds keep of it; `state` holds the settings, `strategy`
+    what they come to."""
     def __init__(self,
         predictions: Predictions | ExplorerState, # of the images to explore; or the state of another view
         data: Data | ImageSet | None = None, # that holds these images and, as labeled training images, the prior
@@ -43,8 +46,11 @@ class PseudoLabelExplorer(WithSnapshot):
         side: int = 512, # px of the picture's longer side
         **options, # to `ExplorerState`: other, validation, prior, preset
     ):
-        if not isinstance(predictions, ExplorerState) and data is None: raise UserError("data: found none; expected the images that were predicted, so pass the data they come from")
-        self.state = predictions if isinstance(predictions, ExplorerState) else ExplorerState(predictions, data, **options)
+        if not isinstance(predictions, ExplorerState) and data is None:
+            raise UserError(
+                "data: found none; expected the images that were predicted, so pass the data they come from")
+        self.state = (
+            predictions if isinstance(predictions, ExplorerState) else ExplorerState(predictions, data, **options))
         self.canvas, self._busy = Canvas(self.state, side), False
         self._make_controls(side)
         super().__init__([self._top(), _row(self._left(side), self._right(), align_items="flex-start")])
@@ -73,28 +79,40 @@ class PseudoLabelExplorer(WithSnapshot):
         s, state = self.state.settings, self.state
         orders = [o for o in ORDERS if o != "disagreement" or state.other is not None]
         wide = {"style": {"description_width": "110px"}, "layout": w.Layout(width="400px", max_width="100%")}
-        self.image = w.Dropdown(options=state.order(), value=s.image, description="image", tooltip="The image shown", **wide)
-        self.order = w.Dropdown(options=orders, value=s.order, description="sorted by", tooltip="Order of the images, largest first", **wide)
-        self.preset = w.Dropdown(options=state.presets, value=s.preset, description="preset", tooltip="A strategy, with the thresholds that it sets on these predictions", **wide)
-        self.sliders = [_slider(name, f"Keep a pixel as {name} from this confidence on", t, 0.001, 1, 0.001, ".3f") for name, t in zip(state.classes, s.thresholds)]
-        self.together = w.Checkbox(s.together, description="one threshold for all classes", tooltip="Move all thresholds as one", indent=False, layout=w.Layout(width="auto"))
-        self.layers = {name: w.Checkbox(name in s.layers, description=name, tooltip=f"Show {name} on the image", indent=False, layout=w.Layout(width="auto")) for name in LAYERS}
-        self.fill = w.Checkbox(s.fill, description="fill", tooltip="Fill and hatch regions", indent=False, layout=w.Layout(width="auto"))
-        self.contour = w.Checkbox(s.contour, description="contour", tooltip="Outline regions", indent=False, layout=w.Layout(width="auto"))
+        self.image = w.Dropdown(
+            options=state.order(), value=s.image, description="image", tooltip="The image shown", **wide)
+        self.order = w.Dropdown(options=orders, value=s.order, description="sorted by",
+                                tooltip="Order of the images, largest first", **wide)
+        self.preset = w.Dropdown(options=state.presets, value=s.preset, description="preset",
+                                 tooltip="A strategy, with the thresholds that it sets on these predictions", **wide)
+        self.sliders = [_slider(name, f"Keep a pixel as {name} from this confidence on", t, 0.001, 1, 0.001, ".3f")
+                        for name, t in zip(state.classes, s.thresholds)]
+        self.together = w.Checkbox(s.together, description="one threshold for all classes",
+                                   tooltip="Move all thresholds as one", indent=False, layout=w.Layout(width="auto"))
+        self.layers = {name: w.Checkbox(name in s.layers, description=name, tooltip=f"Show {name} on the image",
+                                        indent=False, layout=w.Layout(width="auto")) for name in LAYERS}
+        self.fill = w.Checkbox(
+            s.fill, description="fill", tooltip="Fill and hatch regions", indent=False, layout=w.Layout(width="auto"))
+        self.contour = w.Checkbox(
+            s.contour, description="contour", tooltip="Outline regions", indent=False, layout=w.Layout(width="auto"))
         self.opacity = _slider("opacity", "Of the fill", s.opacity, 0, 1, 0.05)
         self.zoom = _slider("zoom", "1 shows the whole image", s.zoom, 1, 64, 0.5, ".1f")
-        self.down, self.right = (_slider(n, f"Center of the window, {n}, as a share of the image", v, 0, 1, 0.01) for n, v in zip(("center, down", "center, right"), s.center))
+        self.down, self.right = (
+            _slider(n, f"Center of the window, {n}, as a share of the image", v, 0, 1, 0.01)
+            for n, v in zip(("center, down", "center, right"), s.center))
         self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width=f"{max(side, 512)}px"))
         self.legend, self.about, self.histogram, self.figures, self.message, self.taken = (w.HTML() for _ in range(6))
         self._connect()
 
     def _connect(self) -> None:
         "Each control changes one setting."
-        for name in ("image", "order", "preset", "together", "fill", "contour", "opacity", "zoom"): self._on(getattr(self, name), lambda v, name=name: self.state.change(**{name: v}))
+        for name in ("image", "order", "preset", "together", "fill", "contour", "opacity", "zoom"):
+            self._on(getattr(self, name), lambda v, name=name: self.state.change(**{name: v}))
         for c, slider in enumerate(self.sliders): self._on(slider, lambda v, c=c: self.state.set_threshold(c, v))
         self._on(self.down, lambda v: self.state.change(center=(v, self.state.settings.center[1])))
         self._on(self.right, lambda v: self.state.change(center=(self.state.settings.center[0], v)))
-        for box in self.layers.values(): self._on(box, lambda v: self.state.change(layers=tuple(n for n, b in self.layers.items() if b.value)))
+        for box in self.layers.values():
+            self._on(box, lambda v: self.state.change(layers=tuple(n for n, b in self.layers.items() if b.value)))
 
     def _on(self, control: w.Widget, act) -> None:
         "Call `act(value)` when the control is moved by hand, not when `_show` sets it."
@@ -108,7 +126,8 @@ class PseudoLabelExplorer(WithSnapshot):
             self._say(str(e))
             self._show(self.state)
 
-    def _say(self, text: str) -> None: self.message.value = f"<div role='alert'><b>Cannot do that:</b> {escape(text)}</div>" if text else ""
+    def _say(self, text: str) -> None:
+        self.message.value = f"<div role='alert'><b>Cannot do that:</b> {escape(text)}</div>" if text else ""
 
     def _clicked(self, button: w.Button, act) -> w.Button:
         button.on_click(lambda _: self._try(act))
@@ -121,31 +140,51 @@ class PseudoLabelExplorer(WithSnapshot):
         return w.VBox([_row(self.image, before, after, self.order), self.message])
 
     def _left(self, side: int) -> w.Widget:
-        pan = [self._clicked(_button(text, f"Move the window {text}", width="34px"), lambda d=d: self._pan(*d)) for text, d in (("←", (0, -1)), ("↑", (-1, 0)), ("↓", (1, 0)), ("→", (0, 1)))]
-        whole = self._clicked(_button("whole image", "Zoom out"), lambda: self.state.change(zoom=1.0, center=(0.5, 0.5)))
+        pan = [self._clicked(_button(text, f"Move the window {text}", width="34px"), lambda d=d: self._pan(*d))
+               for text, d in (("←", (0, -1)), ("↑", (-1, 0)), ("↓", (1, 0)), ("→", (0, 1)))]
+        whole = self._clicked(
+            _button("whole image", "Zoom out"), lambda: self.state.change(zoom=1.0, center=(0.5, 0.5)))
         self.buttons |= dict(zip(("left", "up", "down", "right", "whole"), (*pan, whole)))
-        return w.VBox([self.picture, self.about, self.legend, _row(*self.layers.values(), self.fill, self.contour, grid_gap="0 14px"), self.opacity,
-                       self.zoom, _row(*pan, whole), self.down, self.right], layout=w.Layout(flex="1 1 400px", max_width=f"{max(side, 512)}px", min_width="0", padding="0 12px 0 0"))
+        return w.VBox(
+            [self.picture, self.about, self.legend,
+             _row(*self.layers.values(), self.fill, self.contour, grid_gap="0 14px"), self.opacity, self.zoom,
+             _row(*pan, whole), self.down, self.right],
+            layout=w.Layout(flex="1 1 400px", max_width=f"{max(side, 512)}px", min_width="0", padding="0 12px 0 0"))
 
     def _pan(self, down: int, right: int) -> None:
         "A quarter of the window further."
         s = self.state.settings
-        self.state.change(center=tuple(min(1.0, max(0.0, c + d / (4 * s.zoom))) for c, d in zip(s.center, (down, right))))
+        self.state.change(
+            center=tuple(min(1.0, max(0.0, c + d / (4 * s.zoom))) for c, d in zip(s.center, (down, right))))
 
     def _nudges(self, c: int) -> w.Widget:
         "A slider between two buttons that move it by a hundredth."
-        move = lambda by: self.state.set_threshold(c, round(min(1.0, max(0.001, self.state.settings.thresholds[c] + by)), 3))
-        less, more = (self._clicked(_button(sign, f"{word} the threshold of {self.state.classes[c]} by 0.01", width="34px"), lambda by=by: move(by)) for sign, word, by in (("−", "Lower", -0.01), ("+", "Raise", 0.01)))
+        move = lambda by: self.state.set_threshold(
+            c, round(min(1.0, max(0.001, self.state.settings.thresholds[c] + by)), 3))
+        less, more = (
+            self._clicked(_button(sign, f"{word} the threshold of {self.state.classes[c]} by 0.01", width="34px"),
+                          lambda by=by: move(by))
+            for sign, word, by in (("−", "Lower", -0.01), ("+", "Raise", 0.01)))
         return w.HBox([less, self.sliders[c], more], layout=w.Layout(align_items="center"))
 
     def _right(self) -> w.Widget:
         state = self.state
-        acts = {"best": ("best F1 on validation", "Foreground thresholds of highest F1 on the validation images" if state.joint is not None else "Needs validation=Predictions", state.at_best_f1, state.joint is None),
-                "prior": ("at the prior", "Foreground thresholds that keep as much foreground as the prior says" if state.prior else "Needs labeled training images or prior=", state.at_prior, state.prior is None),
-                "reset": ("reset", "Back to the thresholds of the preset", state.reset, False), "use": ("Use these settings", "Take the strategy: explorer.strategy", state.use, False)}
-        self.buttons |= {name: self._clicked(_button(text, tip, disabled=off, button_style="primary" if name == "use" else ""), act) for name, (text, tip, act, off) in acts.items()}
-        return w.VBox([self.preset, *(self._nudges(c) for c in range(len(self.sliders))), _row(self.together, *(self.buttons[n] for n in acts)),
-                       self.histogram, self.figures, self.taken], layout=w.Layout(flex="1 1 380px", min_width="0"))
+        acts = {"best": ("best F1 on validation",
+                         "Foreground thresholds of highest F1 on the validation images" if state.joint is not None
+                         else "Needs validation=Predictions",
+                         state.at_best_f1, state.joint is None),
+                "prior": ("at the prior",
+                          "Foreground thresholds that keep as much foreground as the prior says" if state.prior
+                          else "Needs labeled training images or prior=",
+                          state.at_prior, state.prior is None),
+                "reset": ("reset", "Back to the thresholds of the preset", state.reset, False),
+                "use": ("Use these settings", "Take the strategy: explorer.strategy", state.use, False)}
+        self.buttons |= {
+            name: self._clicked(_button(text, tip, disabled=off, button_style="primary" if name == "use" else ""), act)
+            for name, (text, tip, act, off) in acts.items()}
+        return w.VBox([self.preset, *(self._nudges(c) for c in range(len(self.sliders))),
+                       _row(self.together, *(self.buttons[n] for n in acts)), self.histogram, self.figures, self.taken],
+                      layout=w.Layout(flex="1 1 380px", min_width="0"))
 
     def _show(self, state: ExplorerState) -> None:
         "Bring everything that is shown in step with the state."
@@ -153,8 +192,10 @@ class PseudoLabelExplorer(WithSnapshot):
         self._busy = True
         try:
             self._set(self.image, options=state.order(), value=s.image)
-            for name in ("order", "preset", "together", "fill", "contour", "opacity", "zoom"): self._set(getattr(self, name), value=getattr(s, name))
-            for control, value in zip([*self.sliders, self.down, self.right], [*s.thresholds, *s.center]): self._set(control, value=value)
+            for name in ("order", "preset", "together", "fill", "contour", "opacity", "zoom"):
+                self._set(getattr(self, name), value=getattr(s, name))
+            for control, value in zip([*self.sliders, self.down, self.right], [*s.thresholds, *s.center]):
+                self._set(control, value=value)
             for name, box in self.layers.items(): self._set(box, value=name in s.layers)
         finally: self._busy = False
         self._draw(state)
@@ -163,18 +204,26 @@ class PseudoLabelExplorer(WithSnapshot):
     def _draw(self, state: ExplorerState) -> None:
         "The picture and the numbers."
         self.picture.value = self.canvas.encoded()
-        texts = {self.legend: legend_html(state), self.about: f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(self.canvas.about())}</div>", self.histogram: histogram_svg(state),
-                 self.figures: figures_html(state), self.taken: self._strategy_text()}
+        texts = {
+            self.legend: legend_html(state),
+            self.about: f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(self.canvas.about())}</div>",
+            self.histogram: histogram_svg(state), self.figures: figures_html(state), self.taken: self._strategy_text()}
         for control, text in texts.items(): self._set(control, value=text)
 
     def _set(self, control: w.Widget, **values) -> None:
-        "Set what differs, so that nothing is sent in vain: a slider in a browser says 0.6980000000000002, and 0.698 sent back would undo the keys pressed since."
+        """Set what differs, so that nothing is sent in vain: a slider in a browser says 0.6980000000000002, and 0.698
+        sent back would undo the keys pressed since."""
         for name, value in values.items():
             now = getattr(control, name)
-            if not (math.isclose(now, value, abs_tol=1e-9) if isinstance(now, float) else now == value): setattr(control, name, value)
+            if not (math.isclose(now, value, abs_tol=1e-9) if isinstance(now, float) else now == value):
+                setattr(control, name, value)
 
     def _strategy_text(self) -> str:
         "Of the strategy that was taken."
         taken = self.state.chosen
-        if taken is None: return "<span style='opacity:.8'>“Use these settings” puts the strategy into <code>explorer.strategy</code>.</span>"
-        return f"taken as <code>explorer.strategy</code>:<pre style='background:none;color:inherit;white-space:pre-wrap;line-height:1.3'>{escape(str(taken))}</pre>"
+        if taken is None:
+            return ("<span style='opacity:.8'>“Use these settings” puts the "
+                    "strategy into <code>explorer.strategy</code>.</span>")
+        return (
+            "taken as <code>explorer.strategy</code>:<pre "
+            f"style='background:none;color:inherit;white-space:pre-wrap;line-height:1.3'>{escape(str(taken))}</pre>")

@@ -36,13 +36,20 @@ class Figures:
 
     def rows(self, classes: tuple[str, ...]) -> list[tuple[str, str]]: # name, value
         "The same as text, in the order of display."
-        per = [(f"kept as {name}", f"{n:,} px in {m:,} image{'s' * (m != 1)}") for name, n, m in zip(classes, self.kept, self.images)]
+        per = [(f"kept as {name}", f"{n:,} px in {m:,} image{'s' * (m != 1)}")
+               for name, n, m in zip(classes, self.kept, self.images)]
         against = [("foreground of the kept pixels", "no prior is known; pass prior=")]
-        if self.ratio: against = [("foreground of the kept pixels", f"{100 * self.ratio.pseudo_ratio:.2f} % (prior {100 * self.ratio.real_ratio:.2f} %, × {self.ratio.relative:.2f})"),
-                                  ("verdict", f"{self.ratio.verdict} → {self.ratio.advice}")]
+        if self.ratio:
+            against = [("foreground of the kept pixels",
+                        (f"{100 * self.ratio.pseudo_ratio:.2f} % (prior "
+                         f"{100 * self.ratio.real_ratio:.2f} %, × {self.ratio.relative:.2f})")),
+                       ("verdict", f"{self.ratio.verdict} → {self.ratio.advice}")]
         return [*per, ("ignored", f"{self.pixels - sum(self.kept):,} px, {100 * (1 - self.share):.1f} %"), *against,
-                ("pseudo : labeled images", f"{self.trusted:,} : {self.labeled:,}" if self.labeled else f"{self.trusted:,} of {self.predicted:,} predicted; no labeled images given"),
-                ("foreground on validation", str(self.validation) if self.validation else "not predicted; pass validation=")]
+                ("pseudo : labeled images",
+                 f"{self.trusted:,} : {self.labeled:,}" if self.labeled
+                 else f"{self.trusted:,} of {self.predicted:,} predicted; no labeled images given"),
+                ("foreground on validation",
+                 str(self.validation) if self.validation else "not predicted; pass validation=")]
 
 # %% ../../nbs/widgets/00b_explorer_figures.ipynb #8e0187b8
 def joint_histograms(
@@ -54,7 +61,9 @@ def joint_histograms(
     total = np.zeros(C * C * bins, np.int64)
     for i, id in enumerate(predictions.ids):
         mask, probs = images.mask(images.index(id)), predictions.probs(i).numpy()
-        if mask.max(initial=0, where=mask != 255) >= C: raise UserError(f"{id}: found class {mask[mask != 255].max()} in the mask; expected classes below {C}, as predicted, so open the data with the same classes")
+        if mask.max(initial=0, where=mask != 255) >= C:
+            raise UserError(f"{id}: found class {mask[mask != 255].max()} in the mask; expected classes "
+                            f"below {C}, as predicted, so open the data with the same classes")
         label = probs.argmax(0)
         at = np.minimum(np.take_along_axis(probs, label[None], 0)[0] * bins, bins - 1).astype(np.int64)
         flat = (mask.astype(np.int64) * C + label) * bins + at
@@ -65,7 +74,8 @@ def one_class(
     joint: np.ndarray, # (C, C, 1024), from `joint_histograms`
     c: int, # a class
 ) -> np.ndarray: # (2, 1024): pixels of other classes and of this one, by its probability
-    "One class against the rest, for `best_threshold`; where a pixel is predicted as another of several classes, its probability counts as 0."
+    """One class against the rest, for `best_threshold`; where a pixel is predicted as another of several classes, its
+    probability counts as 0."""
     by = joint[:, c].copy()
     if len(joint) == 2: by += joint[:, 1 - c, ::-1]
     else: by[:, 0] += joint.sum((1, 2)) - joint[:, c].sum(1)
@@ -86,19 +96,23 @@ def labeled_counts(
 ) -> np.ndarray: # (n, C) pixels of each class
     "Of the training images that have a mask and were not predicted."
     train, predicted = getattr(data, "train", None), set(predictions.ids)
-    which = [i for i, id in enumerate(train.ids) if train.has_mask(i) and id not in predicted] if train is not None else []
-    return np.array([class_pixels(train.mask(i), predictions.n_classes, what=train.ids[i]) for i in which], int).reshape(-1, predictions.n_classes)
+    which = (
+        [i for i, id in enumerate(train.ids) if train.has_mask(i) and id not in predicted] if train is not None else [])
+    return np.array([class_pixels(train.mask(i), predictions.n_classes, what=train.ids[i]) for i in which],
+                    int).reshape(-1, predictions.n_classes)
 
 def image_sets(
     data: Data | ImageSet, # where the images may be
     predictions: Predictions,
 ) -> ImageSet:
     "The images that were predicted; raises `UserError` where one set does not hold them all."
-    sets = [data] if isinstance(data, ImageSet) else [*(data.splits[n] for n in ("unlabeled", "train", "val", "test") if n in data.splits), data.pool()]
+    sets = ([data] if isinstance(data, ImageSet)
+            else [*(data.splits[n] for n in ("unlabeled", "train", "val", "test") if n in data.splits), data.pool()])
     for images in sets:
         if set(predictions.ids) <= set(images.ids): return images
     missing = next((id for id in predictions.ids if not any(id in s.ids for s in sets)), predictions.ids[0])
-    raise UserError(f"data: found no split that holds all {len(predictions)} predicted images ({missing!r} and others are missing); expected the images that were predicted, so pass the data they come from")
+    raise UserError(f"data: found no split that holds all {len(predictions)} predicted images ({missing!r} and others "
+                    "are missing); expected the images that were predicted, so pass the data they come from")
 
 def disagreement(
     a: Predictions,
@@ -109,7 +123,9 @@ def disagreement(
     found = np.zeros(len(a))
     for i, id in enumerate(a.ids):
         j, (h, w) = b.index(id), a.shape(i)
-        if b.shape(j) != (h, w) or b.n_classes != a.n_classes: raise UserError(f"{id}: found {b.n_classes} classes at {b.shape(j)} in the second predictions; expected {a.n_classes} at {(h, w)}, so predict the same images twice")
+        if b.shape(j) != (h, w) or b.n_classes != a.n_classes:
+            raise UserError(f"{id}: found {b.n_classes} classes at {b.shape(j)} in the second predictions; expected "
+                            f"{a.n_classes} at {(h, w)}, so predict the same images twice")
         step = max(1, round((h * w / most) ** 0.5))
         p, q = (x[:, step // 2::step, step // 2::step].astype(np.int32) for x in (a.quantized(i), b.quantized(j)))
         found[i] = np.abs(p - q).mean() / 65535

@@ -23,7 +23,8 @@ from ..strategies.selection import Context, Rule, kept_in
 from ..strategies.strategy import Strategy
 from ..strategies.strategy import changed, strategies, strategy
 from ..strategies.threshold import ClassThresholds, PerClass, Threshold
-from .explorer_figures import Figures, disagreement, image_sets, joint_histograms, labeled_counts, one_class, threshold_for
+from .explorer_figures import (
+    Figures, disagreement, image_sets, joint_histograms, labeled_counts, one_class, threshold_for)
 
 # %% ../../nbs/widgets/01_explorer_state.ipynb #e8fd4327
 LAYERS = ("probability", "foreground", "background", "ignored")
@@ -50,9 +51,12 @@ class ExplorerSettings:
         shares = {"opacity": self.opacity, "center": self.center[0], "center (second)": self.center[1]}
         for name, value in shares.items():
             if not 0 <= value <= 1: raise UserError(f"{name} is {value}; expected a number from 0 to 1, such as 0.5")
-        if not 1 <= self.zoom <= 64: raise UserError(f"zoom is {self.zoom}; expected a number from 1, the whole image, to 64")
+        if not 1 <= self.zoom <= 64:
+            raise UserError(f"zoom is {self.zoom}; expected a number from 1, the whole image, to 64")
         for c, t in enumerate(self.thresholds):
-            if not 0 < t <= 1: raise UserError(f"threshold of class {c} is {t}; expected a probability over 0 and at most 1, such as 0.7")
+            if not 0 < t <= 1:
+                raise UserError(
+                    f"threshold of class {c} is {t}; expected a probability over 0 and at most 1, such as 0.7")
 
 # %% ../../nbs/widgets/01_explorer_state.ipynb #548e4387
 def strategy_for(
@@ -60,11 +64,14 @@ def strategy_for(
     thresholds: tuple[float, ...], # (C,)
 ) -> Strategy:
     "The preset with these thresholds in all rounds; how its teacher and student work stays."
-    single = len(set(thresholds)) == 1 and type(preset.selector) in (Threshold, Limited) and type(preset.schedule) is Constant
+    single = (len(set(thresholds)) == 1 and type(preset.selector) in (Threshold, Limited)
+              and type(preset.schedule) is Constant)
     if single: return changed(preset, {"selector.threshold": thresholds[0]})
     two = len(set(thresholds[1:])) == 1
     selector = ClassThresholds(thresholds[1], thresholds[0]) if two else PerClass(tuple(thresholds))
-    return changed(preset, {"selector": selector, "schedule": Constant(), "name": f"{preset.name}-explored", "about": f"{preset.name} with fixed thresholds, every image"})
+    return changed(preset,
+                   {"selector": selector, "schedule": Constant(), "name": f"{preset.name}-explored",
+                    "about": f"{preset.name} with fixed thresholds, every image"})
 
 class ExplorerState:
     "Settings, and all that follows from them. `observers` are called, with the state, after each change."
@@ -72,17 +79,22 @@ class ExplorerState:
         predictions: Predictions, # of the images to explore
         data: Data | ImageSet, # that holds these images and, as labeled training images, the prior
         *,
-        other: Predictions | None = None, # a second teacher's of the same images: makes the order "disagreement" possible
+        # a second teacher's of the same images: makes the order "disagreement" possible
+        other: Predictions | None = None,
         validation: Predictions | None = None, # of images of data.val
         prior: float | None = None, # foreground ratio; None: that of the labeled training images
         preset: str = "naive", # to begin with
     ):
-        if not len(predictions): raise UserError(f"{predictions.folder}: found no predicted image; expected at least one to show, so predict some first")
-        if prior is not None and not 0 < prior < 1: raise UserError(f"prior is {prior}; expected a ratio between 0 and 1, such as 0.04")
+        if not len(predictions):
+            raise UserError(
+                f"{predictions.folder}: found no predicted image; expected at least one to show, so predict some first")
+        if prior is not None and not 0 < prior < 1:
+            raise UserError(f"prior is {prior}; expected a ratio between 0 and 1, such as 0.04")
         self.predictions, self.data, self.other, self.validation = predictions, data, other, validation
         self.images = image_sets(data, predictions)
         counts = labeled_counts(data if isinstance(data, Data) else None, predictions)
-        self.labeled, self.prior = len(counts), (1 - prior, *[prior / (predictions.n_classes - 1)] * (predictions.n_classes - 1)) if prior else None
+        self.labeled, self.prior = len(counts), (
+            1 - prior, *[prior / (predictions.n_classes - 1)] * (predictions.n_classes - 1)) if prior else None
         if not prior and counts[:, 1:].sum(): self.prior = tuple(counts.sum(0) / counts.sum())
         self.observers: list[Callable[[ExplorerState], None]] = []
         self.chosen: Strategy | None = None # taken last by `use`
@@ -98,13 +110,16 @@ class ExplorerState:
     def classes(self) -> tuple[str, ...]:
         "Names, background first."
         names = getattr(self.data, "classes", ("background", "foreground"))
-        return names if len(names) == self.predictions.n_classes else ("background", *(f"class {c}" for c in range(1, self.predictions.n_classes)))
+        return names if len(names) == self.predictions.n_classes else (
+            "background", *(f"class {c}" for c in range(1, self.predictions.n_classes)))
 
     @cached_property
     def joint(self) -> np.ndarray | None: # (C, C, 1024)
         "`joint_histograms` of the validation images, read when first asked for; None without them."
         if self.validation is None: return None
-        if getattr(self.data, "val", None) is None: raise UserError("validation: found predictions and no validation images; expected data with a validation split, so pass the whole data set")
+        if getattr(self.data, "val", None) is None:
+            raise UserError("validation: found predictions and no validation images; expected data "
+                            "with a validation split, so pass the whole data set")
         return joint_histograms(self.validation, self.data.val)
 
     @cached_property
@@ -115,7 +130,9 @@ class ExplorerState:
 
     def context(self, rounds: int = 1) -> Context:
         "What a selector is told."
-        prior = self.prior or (Context().prior if self.predictions.n_classes == 2 else (1 / self.predictions.n_classes,) * self.predictions.n_classes)
+        prior = self.prior or (
+            Context().prior if self.predictions.n_classes == 2
+            else (1 / self.predictions.n_classes,) * self.predictions.n_classes)
         return Context(prior, max(1, self.labeled), 1, rounds, self.decision)
 
     def fitted(self, made: Strategy) -> Rule:
@@ -124,7 +141,8 @@ class ExplorerState:
 
     def preset_thresholds(self, preset: str) -> tuple[float, ...]:
         "The thresholds that a preset sets on these predictions; raises `UserError` where it makes no pseudo-labels."
-        if lookup(strategies, preset, "strategy").selector is None: raise UserError(f"preset {preset!r} makes no pseudo-labels; expected one of: {', '.join(self.presets)}")
+        if lookup(strategies, preset, "strategy").selector is None:
+            raise UserError(f"preset {preset!r} makes no pseudo-labels; expected one of: {', '.join(self.presets)}")
         return tuple(float(t) for t in self.fitted(strategy(preset)).thresholds)
 
     @property
@@ -135,11 +153,17 @@ class ExplorerState:
     def _completed(self, new: ExplorerSettings) -> ExplorerSettings:
         "`new` with thresholds, checked against these predictions; keeps the strategy and the rule they make."
         usual = self.preset_thresholds(new.preset)
-        thresholds = tuple(round(float(t), 4) for t in new.thresholds) or usual # a slider in a browser gives 0.7000000000000001
-        if len(thresholds) != len(usual): raise UserError(f"thresholds: found {len(thresholds)}; expected {len(usual)}, one a class with the background first")
+        # a slider in a browser gives 0.7000000000000001
+        thresholds = tuple(round(float(t), 4) for t in new.thresholds) or usual
+        if len(thresholds) != len(usual):
+            raise UserError(
+                f"thresholds: found {len(thresholds)}; expected {len(usual)}, one a class with the background first")
         if new.image: self.predictions.index(new.image)
-        if new.order == "disagreement" and self.other is None: raise UserError("order 'disagreement' needs a second teacher; expected other=Predictions, so pass it to the explorer")
-        made = strategy(new.preset) if np.allclose(thresholds, usual, atol=6e-4) else strategy_for(strategy(new.preset), thresholds)
+        if new.order == "disagreement" and self.other is None:
+            raise UserError(
+                "order 'disagreement' needs a second teacher; expected other=Predictions, so pass it to the explorer")
+        made = strategy(new.preset) if np.allclose(thresholds, usual, atol=6e-4) else strategy_for(
+            strategy(new.preset), thresholds)
         self._keep(made)
         return replace(new, thresholds=thresholds)
 
@@ -152,11 +176,16 @@ class ExplorerState:
         self.strategy, self.rule = made, rule
 
     def change(self, **fields) -> None:
-        "Set some settings; another preset brings its thresholds. Raises `UserError`, changing nothing, for what cannot be."
+        """Set some settings; another preset brings its thresholds.
+
+        Raises `UserError`, changing nothing, for what cannot be."""
         if "preset" in fields and "thresholds" not in fields: fields["thresholds"] = ()
         new = replace(self.settings, **fields)
         if new == self.settings: return
-        if (new.preset, new.thresholds) != (self.settings.preset, self.settings.thresholds) or new.image != self.settings.image or new.order != self.settings.order: new = self._completed(new)
+        if (new.preset, new.thresholds) != (
+            self.settings.preset, self.settings.thresholds
+        ) or new.image != self.settings.image or new.order != self.settings.order:
+            new = self._completed(new)
         self.settings = new
         for tell in list(self.observers): tell(self)
 
@@ -177,17 +206,25 @@ class ExplorerState:
 
     def at_best_f1(self) -> None:
         "Foreground thresholds where F1 on validation is highest; raises `UserError` without validation predictions."
-        if self.joint is None: raise UserError("thresholds at best F1: found no validation predictions; expected validation=Predictions, so pass them to the explorer")
-        best = [min(1.0, max(1 / bins, best_threshold(one_class(self.joint, c))[0])) for c in range(1, self.predictions.n_classes)]
+        if self.joint is None:
+            raise UserError("thresholds at best F1: found no validation predictions; expected "
+                            "validation=Predictions, so pass them to the explorer")
+        best = [min(1.0, max(1 / bins, best_threshold(one_class(self.joint, c))[0]))
+                for c in range(1, self.predictions.n_classes)]
         self.change(thresholds=(self.settings.thresholds[0], *best))
 
     def at_prior(self) -> None:
-        "Foreground thresholds that keep as much foreground, beside the kept background, as the prior says; raises `UserError` without a prior."
-        if self.prior is None: raise UserError("thresholds at the prior: found no labeled images; expected some in data.train, or prior=, such as prior=0.04")
+        """Foreground thresholds that keep as much foreground, beside the kept background, as the prior says; raises
+        `UserError` without a prior."""
+        if self.prior is None:
+            raise UserError("thresholds at the prior: found no labeled images; expected some in "
+                            "data.train, or prior=, such as prior=0.04")
         total, background = self._total, self.settings.thresholds[0]
         kept = kept_in(total, (background,) + (1.0,) * (len(total) - 1))[0]
         planes = [total[1] + total[0, ::-1]] if len(total) == 2 else total[1:]
-        self.change(thresholds=(background, *(threshold_for(h, kept * p / self.prior[0]) for h, p in zip(planes, self.prior[1:]))))
+        self.change(
+            thresholds=(
+                background, *(threshold_for(h, kept * p / self.prior[0]) for h, p in zip(planes, self.prior[1:]))))
 
     def step(self, by: int) -> None:
         "The next image in order, or the one before; past the end it begins anew."
@@ -197,7 +234,9 @@ class ExplorerState:
     def order(self) -> tuple[str, ...]:
         "Ids in the order of the settings."
         values = self.values(self.settings.order)
-        return tuple(self.predictions.ids[i] for i in (np.argsort(-values, kind="stable") if values is not None else np.argsort(self.predictions.ids)))
+        return tuple(
+            self.predictions.ids[i]
+            for i in (np.argsort(-values, kind="stable") if values is not None else np.argsort(self.predictions.ids)))
 
     def values(self, order: str) -> np.ndarray | None: # (N,)
         "What the images are sorted by; None for their names."
@@ -209,7 +248,8 @@ class ExplorerState:
     def _uncertainty(self) -> np.ndarray: return 1 - self.predictions.scores()
 
     @cached_property
-    def _foreground(self) -> np.ndarray: return (n := self.predictions.predicted())[:, 1:].sum(1) / np.maximum(1, n.sum(1))
+    def _foreground(self) -> np.ndarray:
+        return (n := self.predictions.predicted())[:, 1:].sum(1) / np.maximum(1, n.sum(1))
 
     @cached_property
     def _disagreement(self) -> np.ndarray: return disagreement(self.predictions, self.other)
@@ -222,12 +262,14 @@ class ExplorerState:
         "All numbers under the settings, from stored histograms."
         per_image = kept_in(self._trusted, self.settings.thresholds)
         kept = per_image.sum(0)
-        return Figures(tuple(map(int, kept)), int(self._total.sum()), tuple(map(int, (per_image > 0).sum(0))), len(self._trusted), len(self.predictions), self.labeled,
-                       self._ratio(kept), None if self.joint is None else self._scores())
+        return Figures(
+            tuple(map(int, kept)), int(self._total.sum()), tuple(map(int, (per_image > 0).sum(0))), len(self._trusted),
+            len(self.predictions), self.labeled, self._ratio(kept), None if self.joint is None else self._scores())
 
     def _ratio(self, kept: np.ndarray) -> ClassRatio | None:
         if self.prior is None: return None
-        return class_ratio((kept[0], kept[1:].sum()), np.rint(np.array([self.prior[0], 1 - self.prior[0]]) * 10**9).astype(int))
+        return class_ratio(
+            (kept[0], kept[1:].sum()), np.rint(np.array([self.prior[0], 1 - self.prior[0]]) * 10**9).astype(int))
 
     def _scores(self) -> Scores:
         "Of the validation pixels that would be kept as foreground; foreground that is ignored is missed."
@@ -237,4 +279,5 @@ class ExplorerState:
 
     def __repr__(self):
         s = self.settings
-        return f"ExplorerState({self.strategy.name}, thresholds {', '.join(f'{t:.3f}' for t in s.thresholds)}, image {s.image!r}, {len(self.predictions)} images)"
+        return (f"ExplorerState({self.strategy.name}, thresholds {', '.join(f'{t:.3f}' for t in s.thresholds)}, image "
+                f"{s.image!r}, {len(self.predictions)} images)")

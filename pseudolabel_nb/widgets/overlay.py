@@ -34,7 +34,8 @@ def _array(
     values, # an array, or a tensor on any device
 ) -> np.ndarray:
     "`values` as an array; of a tensor, without its gradient."
-    if hasattr(values, "detach"): values = (values.detach().float() if values.is_floating_point() else values.detach()).cpu()
+    if hasattr(values, "detach"):
+        values = (values.detach().float() if values.is_floating_point() else values.detach()).cpu()
     return np.asarray(values)
 
 def _gray(
@@ -44,8 +45,8 @@ def _gray(
     image = np.asarray(_array(image), float)
     if image.ndim == 3 and image.shape[0] in (1, 3): image = image.mean(0)
     if image.ndim != 2 or min(image.shape) < 2:
-        raise UserError(f"image has shape {image.shape}; "
-                        "expected (H, W), or (channels, H, W) with 1 or 3 channels, at least 2 × 2 pixels, so move the channels to the front")
+        raise UserError(f"image has shape {image.shape}; expected (H, W), or (channels, H, W) with 1 or 3 "
+                        "channels, at least 2 × 2 pixels, so move the channels to the front")
     return image
 
 def _fit(
@@ -69,7 +70,8 @@ def _shrink(
     "`values` with one pixel for each block of step × step."
     if step == 1: return values
     rows, columns = (np.arange(0, n, step) for n in values.shape)
-    if not average: return values[np.ix_(*(np.minimum(at + step // 2, n - 1) for at, n in zip((rows, columns), values.shape)))]
+    if not average:
+        return values[np.ix_(*(np.minimum(at + step // 2, n - 1) for at, n in zip((rows, columns), values.shape)))]
     sums = np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
     return sums / np.outer(np.diff(rows, append=values.shape[0]), np.diff(columns, append=values.shape[1]))
 
@@ -80,8 +82,9 @@ def _class_ids(
     "A mask of class ids and 255; raises `UserError` for values that are neither."
     if mask is None: return None
     odd = mask[~((mask == np.floor(mask)) & (mask >= -1) & (mask <= 255))]
-    if odd.size: raise UserError(f"{what} holds the value {odd.flat[0]:g}; expected class ids 0, 1, …, or 255 (or -1) for ignored pixels, "
-                                 "so threshold it first, or pass probabilities as probs")
+    if odd.size:
+        raise UserError(f"{what} holds the value {odd.flat[0]:g}; expected class ids 0, 1, …, or 255 (or -1) "
+                        "for ignored pixels, so threshold it first, or pass probabilities as probs")
     return np.where(mask == -1, 255, mask).astype(np.uint8)
 
 def _check_white(
@@ -121,7 +124,8 @@ def _caption(
     one = truth if mask is None else mask
     if one is None: return ""
     if mask is not None and truth is not None:
-        if set(np.unique(mask)) == {0, 255} and ((truth > 0) & (truth < 255)).any() and not (truth[mask == 0] > 0).any():
+        if (set(np.unique(mask)) == {0, 255} and ((truth > 0) & (truth < 255)).any()
+                and not (truth[mask == 0] > 0).any()):
             return "no F1: the mask holds 0 and 255 only, and 255 is ignored"
         n = 1 + max(int(m[m != 255].max(initial=1)) for m in (mask, truth))
         return str(scores(confusion(mask, truth, n)))
@@ -146,14 +150,16 @@ def _draw_region(
     if line and region.min() < 1: ax.contour(*at, region, levels=[0.5], colors=[color], linestyles=line, linewidths=1.3)
 
 def _foreground(
-    probs: np.ndarray, # float (C, H, W), uint16 as stored without the background (C - 1, H, W), or (H, W) of either kind
+    # float (C, H, W), uint16 as stored without the background (C - 1, H, W), or (H, W) of either kind
+    probs: np.ndarray,
 ) -> np.ndarray: # (H, W), in [0, 1]
     "Probability of being foreground: one minus that of class 0, or the sum of the other classes."
     probs = _array(probs)
     if probs.dtype == np.uint16: return probs.reshape(-1, *probs.shape[-2:]).sum(0) / 65535
-    if not (probs.min() >= -1e-3 and probs.max() <= 1.001): raise UserError(
-        f"probs hold values from {probs.min():g} to {probs.max():g}; expected probabilities from 0 to 1, so pass torch.softmax(logits, 0) "
-        "(torch.sigmoid for one channel), or divide percentages by 100")
+    if not (probs.min() >= -1e-3 and probs.max() <= 1.001):
+        raise UserError(
+            f"probs hold values from {probs.min():g} to {probs.max():g}; expected probabilities from 0 to 1, so "
+            "pass torch.softmax(logits, 0) (torch.sigmoid for one channel), or divide percentages by 100")
     if probs.ndim == 3: return 1 - probs[0] if len(probs) > 1 else probs[0]
     return probs
 
@@ -182,7 +188,8 @@ def _draw(
     regions = _regions(mask, truth)
     for name, region in regions.items(): _draw_region(ax, at, region, name)
     levels = [] if probs is None else [v for v in LEVELS if probs.min() < v < probs.max()]
-    if levels: ax.contour(*at, probs, levels=levels, colors="#F0E442", linestyles=[LEVELS[v] for v in levels], linewidths=1)
+    if levels:
+        ax.contour(*at, probs, levels=levels, colors="#F0E442", linestyles=[LEVELS[v] for v in levels], linewidths=1)
     ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
     ax.set_title(_caption(given["mask"], given["truth"]) if title is None else title, fontsize=9)
     return _handles(regions, levels)
@@ -197,7 +204,8 @@ def _handles(
     for name in regions:
         color, opacity, hatch, line = STYLES[name]
         outline = {"linestyle": line or "-", "linewidth": 1.3 if line else 0}
-        patches.append(Patch(facecolor=(color, opacity), edgecolor=color, hatch=hatch, label=words.get(name, name), **outline))
+        patches.append(
+            Patch(facecolor=(color, opacity), edgecolor=color, hatch=hatch, label=words.get(name, name), **outline))
     return patches + [Line2D([], [], color="#F0E442", linestyle=LEVELS[v], label=f"probability {v}") for v in levels]
 
 def _legend(
@@ -207,8 +215,10 @@ def _legend(
     "One legend below everything, each meaning once, on gray so that light colors show."
     unique = list({h.get_label(): h for h in handles}.values())
     if not unique: return
-    place = {"loc": "outside lower center"} if isinstance(where, Figure) else {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02)}
-    look = {"fontsize": 8, "handlelength": 2.6, "handleheight": 1.2, "facecolor": "#555555", "labelcolor": "white", "framealpha": 1}
+    place = {"loc": "outside lower center"} if isinstance(where, Figure) else {
+        "loc": "upper center", "bbox_to_anchor": (0.5, -0.02)}
+    look = {"fontsize": 8, "handlelength": 2.6, "handleheight": 1.2, "facecolor": "#555555", "labelcolor": "white",
+            "framealpha": 1}
     where.legend(handles=unique, ncols=min(3, len(unique)), **look, **place)
 
 # %% ../../nbs/widgets/00_overlay.ipynb #271dec90
@@ -242,9 +252,12 @@ def show_grid(
                             "expected one an image (None leaves one out)")
     if not n: raise UserError("images: found none; expected at least one to draw")
     rows, columns = -(-n // columns), min(n, columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.5), dpi=80, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, size * rows + 0.5), dpi=80, layout="constrained", squeeze=False)
     plt.close(fig) # it can still be drawn into, shown and saved
-    handles = [h for ax, *panel in zip(axes.flat, images, *(p if p is not None else [None] * n for p in parts.values())) for h in _draw(ax, *panel)]
+    handles = [h
+               for ax, *panel in zip(axes.flat, images, *(p if p is not None else [None] * n for p in parts.values()))
+               for h in _draw(ax, *panel)]
     for ax in axes.flat[n:]: ax.set_axis_off()
     _legend(fig, handles)
     return fig

@@ -16,12 +16,14 @@ def hidden_while_live(
 ) -> str:
     "Show `html` only where the live view does not run, and then not its error message."
     area, live = ".jp-OutputArea:has(.pseudolabel-still)", ":has(.pseudolabel-live)"
-    style = f"{area}{live} .pseudolabel-still{{display:none}}{area}:not({live}) .jp-OutputArea-output:is(.jupyter-widgets,[data-mime-type*=widget-view]){{display:none}}"
+    style = (f"{area}{live} .pseudolabel-still{{display:none}}{area}:not({live}) "
+             ".jp-OutputArea-output:is(.jupyter-widgets,[data-mime-type*=widget-view]){display:none}")
     return f"<style>{style}</style><div class='pseudolabel-still'>{html}</div>"
 
 # %% ../../nbs/widgets/00a_snapshots.ipynb #7e837cee
 class WithSnapshot(w.VBox):
-    "Base of the views: `snapshot` says what stands in the notebook without a kernel, `keep_soon` is called after each change."
+    """Base of the views: `snapshot` says what stands in the notebook without a kernel, `keep_soon` is called after each
+    change."""
     _still, _loop, _due = None, None, None # the stored output, the kernel's loop, what is to be done in it
 
     def snapshot(self) -> str: # HTML

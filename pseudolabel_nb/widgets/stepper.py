@@ -17,7 +17,8 @@ from ..cards import table
 from ..core import UserError
 from ..runs.run import Run
 from .snapshots import WithSnapshot
-from .stepper_figures import curve_svg, diagnosis_html, legend_html, preview, ratio_svg, round_rows, rounds_html, snapshot_html
+from .stepper_figures import (
+    curve_svg, diagnosis_html, legend_html, preview, ratio_svg, round_rows, rounds_html, snapshot_html)
 from .stepper_pictures import Watch, encoded, picture
 from .stepper_state import StepperState
 
@@ -33,48 +34,75 @@ def _row(*children: w.Widget, **layout) -> w.HBox:
 def _field(kind, name: str, tip: str, width: str = "260px", **options) -> w.Widget:
     "A field with its name; the tooltip stands on the name, since ipywidgets shows none on such fields."
     label = f'<span title="{escape(tip)}">{escape(name)}</span>'
-    return kind(description=label, description_allow_html=True, tooltip=tip, style={"description_width": "130px"}, layout=w.Layout(width=width, max_width="100%"), **options)
+    return kind(description=label, description_allow_html=True, tooltip=tip, style={"description_width": "130px"},
+                layout=w.Layout(width=width, max_width="100%"), **options)
 
-BUTTONS = {"step": ("▶ Step", "Train the next round, in the background"), "all": ("▶▶ Run all", "Train all rounds that are left, in the background"),
-           "pause": ("❚❚ Pause", "Begin no other round when this one is done"), "stop": ("■ Stop", "Leave the round as soon as can be; it goes on from its last checkpoint"),
-           "back": ("◀ Back", "Look at the round before"), "next": ("Next ▶", "Look at the next round that is done; at the last one, follow the run"),
-           "refresh": ("Refresh", "Read what was written to the run folder since"), "branch": ("Branch", "A new run that shares the rounds up to the one that is looked at, and goes on with these settings")} # name -> text, tooltip
+# name -> text, tooltip
+BUTTONS = {
+    "step": ("▶ Step", "Train the next round, in the background"),
+    "all": ("▶▶ Run all", "Train all rounds that are left, in the background"),
+    "pause": ("❚❚ Pause", "Begin no other round when this one is done"),
+    "stop": ("■ Stop", "Leave the round as soon as can be; it goes on from its last checkpoint"),
+    "back": ("◀ Back", "Look at the round before"),
+    "next": ("Next ▶", "Look at the next round that is done; at the last one, follow the run"),
+    "refresh": ("Refresh", "Read what was written to the run folder since"),
+    "branch": (
+        "Branch", "A new run that shares the rounds up to the one that is looked at, and goes on with these settings")}
 
 # %% ../../nbs/widgets/06_stepper.ipynb #907b44a4
 class CurriculumStepper(WithSnapshot):
-    "The rounds of a run, trained one by one and looked at; `state` holds all that is shown. Steppers of one state stay in step."
+    """The rounds of a run, trained one by one and looked at; `state` holds all that is shown.
+
+    Steppers of one state stay in step."""
     def __init__(self,
         run: Run | str | Path | StepperState, # a run folder; or the state of another view
-        rounds: Callable[[Run], Iterator] | Iterator | None = None, # makes the generator of rounds of a run, or is one; None: look only
+        # makes the generator of rounds of a run, or is one; None: look only
+        rounds: Callable[[Run], Iterator] | Iterator | None = None,
         *,
         data=None, # `Data` the run was begun with: the images behind the marks
         side: int = 384, # px of the longer side of a picture
-        watch: float | None = None, # s between looks at the folder, for a run that is trained elsewhere; None: only when Refresh is pressed
+        # s between looks at the folder, for a run that is trained elsewhere; None: only when Refresh is pressed
+        watch: float | None = None,
         **options, # to `StepperState`: settings
     ):
         self.state = run if isinstance(run, StepperState) else StepperState(run, rounds, data=data, **options)
-        self.side, self._busy, self._shown, self._watches, self._branching, self._refused = side, 0, None, {}, None, "" # the thread that sets the controls; what was drawn last; by folder; run whose settings the fields hold; why the last click was not obeyed
+        # the thread that sets the controls; what was drawn last; by folder; run whose settings the fields hold; why the
+        # last click was not obeyed
+        self.side, self._busy, self._shown, self._watches, self._branching, self._refused = side, 0, None, {}, None, ""
         self._closed, self._diagnoses = threading.Event(), {}
         self._make_controls()
         super().__init__([self._top(), self.message, self.table, self._middle(), self.diagnosis, self._bottom()])
         self.state.observers.append(self._show)
         self._show(self.state)
-        if watch: threading.Thread(target=self._look, args=(watch,), daemon=True, name="CurriculumStepper watch").start()
+        if watch:
+            threading.Thread(target=self._look, args=(watch,), daemon=True, name="CurriculumStepper watch").start()
 
     def _make_controls(self) -> None:
         "All controls and texts."
-        self.buttons = {name: _button(text, tip, button_style="primary" if name in ("step", "branch") else "") for name, (text, tip) in BUTTONS.items()}
+        self.buttons = {name: _button(text, tip, button_style="primary" if name in ("step", "branch") else "")
+                        for name, (text, tip) in BUTTONS.items()}
         s = self.state
-        acts = dict(step=s.step, all=s.run_all, pause=s.pause, stop=s.stop, back=s.back, next=s.forward, refresh=self._refresh, branch=self._branch)
+        acts = dict(step=s.step, all=s.run_all, pause=s.pause, stop=s.stop, back=s.back, next=s.forward,
+                    refresh=self._refresh, branch=self._branch)
         for name, button in self.buttons.items(): button.on_click(lambda _, act=acts[name]: self._try(act))
-        self.bar = w.FloatProgress(0, min=0, max=1, tooltip="Steps of the whole run that are done", layout=w.Layout(width="180px", margin="0 8px"))
-        self.round = w.IntSlider(0, min=0, max=0, description="round", tooltip="The round that is looked at; at the end it follows the run", layout=w.Layout(width="360px", max_width="100%"), style={"description_width": "60px"})
-        self.runs = _field(w.Dropdown, "run", "The run that is shown: the one it began with, or a branch", "360px", options=[])
-        self.image = _field(w.Dropdown, "watched image", "One of the images whose predictions are kept of every round", "340px", options=[])
-        self.opacity = w.FloatSlider(0.35, min=0, max=1, step=0.05, description="opacity", tooltip="Of the fill", layout=w.Layout(width="300px", max_width="100%"), style={"description_width": "60px"})
-        self.standing, self.message, self.table, self.legend, self.facts, self.curves, self.diagnosis, self.planned, self.kept_text, self.change_text = (w.HTML() for _ in range(10))
-        self.kept, self.change = (w.Image(format="png", layout=w.Layout(width="100%", max_width=f"{self.side}px")) for _ in range(2))
-        self.name, self.fields = _field(w.Text, "new folder", "Where the branch is written, beside this run", "420px"), w.HBox(layout=w.Layout(flex_flow="row wrap"))
+        self.bar = w.FloatProgress(0, min=0, max=1, tooltip="Steps of the whole run that are done",
+                                   layout=w.Layout(width="180px", margin="0 8px"))
+        self.round = w.IntSlider(
+            0, min=0, max=0, description="round", tooltip="The round that is looked at; at the end it follows the run",
+            layout=w.Layout(width="360px", max_width="100%"), style={"description_width": "60px"})
+        self.runs = _field(
+            w.Dropdown, "run", "The run that is shown: the one it began with, or a branch", "360px", options=[])
+        self.image = _field(w.Dropdown, "watched image", "One of the images whose predictions are kept of every round",
+                            "340px", options=[])
+        self.opacity = w.FloatSlider(
+            0.35, min=0, max=1, step=0.05, description="opacity", tooltip="Of the fill",
+            layout=w.Layout(width="300px", max_width="100%"), style={"description_width": "60px"})
+        (self.standing, self.message, self.table, self.legend, self.facts, self.curves, self.diagnosis, self.planned,
+         self.kept_text, self.change_text) = (w.HTML() for _ in range(10))
+        self.kept, self.change = (
+            w.Image(format="png", layout=w.Layout(width="100%", max_width=f"{self.side}px")) for _ in range(2))
+        self.name, self.fields = (_field(w.Text, "new folder", "Where the branch is written, beside this run", "420px"),
+                                  w.HBox(layout=w.Layout(flex_flow="row wrap")))
         self._connect()
 
     def _connect(self) -> None:
@@ -98,23 +126,35 @@ class CurriculumStepper(WithSnapshot):
 
     def _say(self) -> None:
         "What went wrong in training, or why the last click could not be obeyed."
-        text, what = (self.state.error, "Error") if self.state.error and not self._refused else (self._refused, "Cannot do that")
-        made = f"<div role='alert' style='border-left:5px solid #D55E00;padding:2px 12px;margin:4px 0;line-height:1.4'><b>{what}:</b> {escape(text)}</div>" if text else ""
+        text, what = (self.state.error, "Error") if self.state.error and not self._refused else (
+            self._refused, "Cannot do that")
+        made = ("<div role='alert' style='border-left:5px solid #D55E00;padding:2px "
+                f"12px;margin:4px 0;line-height:1.4'><b>{what}:</b> {escape(text)}</div>" if text
+                else "")
         self._set(self.message, value=made)
 
     def _top(self) -> w.Widget:
         b = self.buttons
-        return w.VBox([self.runs, _row(b["step"], b["all"], b["pause"], b["stop"], self.bar, self.standing), _row(b["back"], self.round, b["next"], b["refresh"])])
+        return w.VBox([self.runs, _row(b["step"], b["all"], b["pause"], b["stop"], self.bar, self.standing),
+                       _row(b["back"], self.round, b["next"], b["refresh"])])
 
     def _middle(self) -> w.Widget:
         "Pictures on the left, numbers and curves on the right."
-        panel = lambda image, text: w.VBox([image, text], layout=w.Layout(flex="1 1 240px", min_width="0", max_width=f"{self.side}px", margin="0 10px 0 0"))
-        left = w.VBox([_row(self.image, self.opacity), _row(panel(self.kept, self.kept_text), panel(self.change, self.change_text), align_items="flex-start"), self.legend], layout=w.Layout(flex="1 1 500px", min_width="0", max_width=f"{2 * self.side + 30}px"))
-        return _row(left, w.VBox([self.facts, self.curves], layout=w.Layout(flex="1 1 420px", min_width="0")), align_items="flex-start")
+        panel = lambda image, text: w.VBox(
+            [image, text],
+            layout=w.Layout(flex="1 1 240px", min_width="0", max_width=f"{self.side}px", margin="0 10px 0 0"))
+        left = w.VBox(
+            [_row(self.image, self.opacity),
+             _row(panel(self.kept, self.kept_text), panel(self.change, self.change_text), align_items="flex-start"),
+             self.legend],
+            layout=w.Layout(flex="1 1 500px", min_width="0", max_width=f"{2 * self.side + 30}px"))
+        return _row(left, w.VBox([self.facts, self.curves], layout=w.Layout(flex="1 1 420px", min_width="0")),
+                    align_items="flex-start")
 
     def _bottom(self) -> w.Widget:
         "The settings of a branch."
-        self.accordion = w.Accordion([w.VBox([self.fields, _row(self.name, self.buttons["branch"]), self.planned])], titles=("Branch",), selected_index=None)
+        self.accordion = w.Accordion([w.VBox([self.fields, _row(self.name, self.buttons["branch"]), self.planned])],
+                                     titles=("Branch",), selected_index=None)
         return self.accordion
 
     def _look(self, seconds: float) -> None:
@@ -158,13 +198,18 @@ class CurriculumStepper(WithSnapshot):
         "Buttons, progress, slider: as the state has them."
         b, rests, last = self.buttons, not state.at_work, max(0, len(state.records) - 1)
         can = state.worker is not None and rests and not state.finished
-        allowed = dict(step=can, all=can, pause=state.activity in ("round", "rounds"), stop=not rests and state.activity != "stopping", back=bool(state.round), next=state.round is not None and state.round < last,
-                       branch=rests and bool(state.records))
+        allowed = dict(step=can, all=can, pause=state.activity in ("round", "rounds"),
+                       stop=not rests and state.activity != "stopping", back=bool(state.round),
+                       next=state.round is not None and state.round < last, branch=rests and bool(state.records))
         for name, on in allowed.items(): self._set(b[name], disabled=not on)
         self._set(self.bar, value=state.share)
-        self._set(self.standing, value=f"<span role='status' style='line-height:1.4'>{escape(state.standing())}{'' if state.worker else '; to look at only, since no rounds= was passed'}</span>")
+        self._set(self.standing,
+                  value="<span role='status' "
+                        f"style='line-height:1.4'>{escape(state.standing())}"
+                        f"{'' if state.worker else '; to look at only, since no rounds= was passed'}</span>")
         self._set(self.round, max=last, value=state.round or 0, disabled=last == 0)
-        self._set(self.runs, options=[(r.name, str(r.folder)) for r in state.runs], value=str(state.run.folder), disabled=not rests)
+        self._set(self.runs, options=[(r.name, str(r.folder)) for r in state.runs], value=str(state.run.folder),
+                  disabled=not rests)
         self.runs.layout.display = "flex" if len(state.runs) > 1 else "none"
         self._set(self.opacity, value=state.settings.opacity)
         self._say()
@@ -176,8 +221,11 @@ class CurriculumStepper(WithSnapshot):
         if r is None: texts = {}
         else:
             before = state.records[r.round - 1] if r.round else None
-            texts = {self.facts: table(round_rows(state, watch.change(r, before))), self.diagnosis: self._diagnosed(state)}
-            texts[self.curves] = f"<div>{ratio_svg(state.records, state.total, r.round)}{curve_svg(state.run, state.records, r.round)}</div>"
+            texts = {
+                self.facts: table(round_rows(state, watch.change(r, before))), self.diagnosis: self._diagnosed(state)}
+            texts[self.curves] = (
+                f"<div>{ratio_svg(state.records, state.total, r.round)}"
+                f"{curve_svg(state.run, state.records, r.round)}</div>")
         for control in (self.facts, self.curves, self.diagnosis): self._set(control, value=str(texts.get(control, "")))
         self._draw_pictures(state, watch)
         self._show_branch(state)
@@ -193,12 +241,18 @@ class CurriculumStepper(WithSnapshot):
         r, ids = state.record, watch.ids if state.record is not None else ()
         id = watch.choose(r, state.settings.image) or None if ids else None
         self._set(self.image, options=list(ids), value=id)
-        for part in (self.image, self.opacity, self.kept, self.change, self.legend): part.layout.display = "" if id else "none"
-        if id is None: return self._set(self.kept_text, value="<i>No round with pseudo-labels is done yet.</i>") or self._set(self.change_text, value="")
+        for part in (self.image, self.opacity, self.kept, self.change, self.legend):
+            part.layout.display = "" if id else "none"
+        if id is None:
+            return (self._set(self.kept_text, value="<i>No round with pseudo-labels is done yet.</i>")
+                    or self._set(self.change_text, value=""))
         before = state.records[r.round - 1] if r.round else None
         known = watch.target(r, id) is not None
-        words = (watch.keeps(r, id), f"what is new since round {before.round}" if before is not None and before.thresholds else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
-        for image, text, kind, said in ((self.kept, self.kept_text, "kept", words[0]), (self.change, self.change_text, "change", words[1])):
+        words = (watch.keeps(r, id),
+                 f"what is new since round {before.round}" if before is not None and before.thresholds
+                 else "all that is kept is new") if known else (f"{id}: round {r.round} made no pseudo-labels",) * 2
+        for image, text, kind, said in ((self.kept, self.kept_text, "kept", words[0]),
+                                        (self.change, self.change_text, "change", words[1])):
             self._set(image, value=encoded(picture(watch, r, before, id, kind, state.settings.opacity, self.side)))
             self._set(text, value=f"<div style='font-size:12px;line-height:1.3;opacity:.8'>{escape(said)}</div>")
         self._set(self.legend, value=str(legend_html(tuple(state.run.config.get("classes", ())))))
@@ -215,25 +269,34 @@ class CurriculumStepper(WithSnapshot):
 
     def _make_fields(self, state: StepperState) -> None:
         "One field for each number of the strategy."
-        self.inputs = {name: _field(w.BoundedIntText if name == "rounds" else w.FloatText, name, f"{name} of the rounds from {state.round + 1} on; now {value:g}", value=value, **(dict(min=min(1, int(value)), max=1000) if name == "rounds" else dict(step=0.05))) for name, value in state.fields().items()}
-        for field in self.inputs.values(): field.observe(lambda _: None if self._busy == threading.get_ident() else self._preview(), "value")
+        self.inputs = {name: _field(w.BoundedIntText if name == "rounds" else w.FloatText, name,
+                                    f"{name} of the rounds from {state.round + 1} on; now {value:g}", value=value,
+                                    **(dict(min=min(1, int(value)), max=1000) if name == "rounds" else dict(step=0.05)))
+                       for name, value in state.fields().items()}
+        for field in self.inputs.values():
+            field.observe(lambda _: None if self._busy == threading.get_ident() else self._preview(), "value")
         self.fields.children = tuple(self.inputs.values())
 
     def changes(self) -> dict: # of the strategy, by dotted name
         "What the fields ask a branch to change."
         now = self.state.fields()
-        return {name: field.value for name, field in self.inputs.items() if name in now and abs(field.value - now[name]) > 1e-9}
+        return {name: field.value
+                for name, field in self.inputs.items() if name in now and abs(field.value - now[name]) > 1e-9}
 
     def _preview(self) -> None:
         "Say what the branch would do."
-        try: lines = [f"<li>{escape(line)}</li>" for line in preview(self.state, self.watch_of(self.state), self.changes())]
+        try:
+            lines = [
+                f"<li>{escape(line)}</li>" for line in preview(self.state, self.watch_of(self.state), self.changes())]
         except (UserError, OSError) as e: lines = [f"<li><b>not possible:</b> {escape(str(e))}</li>"]
         self._set(self.planned, value=f"<ul style='line-height:1.4;margin:4px 0'>{''.join(lines)}</ul>")
 
     def _branch(self) -> None:
         "Make the branch that the fields describe, and show it."
         name = self.name.value.strip()
-        if not name or Path(name).name != name: raise UserError(f"new folder is {name!r}; expected the name of a folder beside this run, such as {self.state.free_name().name}")
+        if not name or Path(name).name != name:
+            raise UserError(f"new folder is {name!r}; expected the name of a folder beside "
+                            f"this run, such as {self.state.free_name().name}")
         self.state.branch(self.changes(), self.state.run.folder.with_name(name))
 
     def snapshot(self) -> str: # HTML
@@ -241,7 +304,9 @@ class CurriculumStepper(WithSnapshot):
         with self.state.lock: return snapshot_html(self.state, self.watch_of(self.state))
 
     def close(self) -> None:
-        "Forget the state and remove the controls from the page. A round that is being trained goes on: `state.stop` ends it."
+        """Forget the state and remove the controls from the page.
+
+        A round that is being trained goes on: `state.stop` ends it."""
         if getattr(self, "_closed", None): self._closed.set()
         if self._show in (told := getattr(getattr(self, "state", None), "observers", [])): told.remove(self._show)
         super().close()

@@ -22,20 +22,28 @@ from .stepper_state import StepperState, scheduled
 
 # %% ../../nbs/widgets/05b_stepper_figures.ipynb #2a35f1df
 def _text(x: float, y: float, words: str, anchor: str = "middle", bold: bool = False) -> Html:
-    return tag("text", words, x=f"{x:.1f}", y=f"{y:.1f}", **{"text-anchor": anchor, "font-size": 11, "fill": "currentColor"} | ({"font-weight": "bold"} if bold else {}))
+    return tag(
+        "text", words, x=f"{x:.1f}", y=f"{y:.1f}",
+        **{"text-anchor": anchor, "font-size": 11, "fill": "currentColor"} | ({"font-weight": "bold"} if bold else {}))
 
 def _line(points, dash: str = "", opacity: float = 1.0, width: float = 1.5) -> Html:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return tag("path", d=path, fill="none", stroke="currentColor", **{"stroke-width": width, "stroke-dasharray": dash, "opacity": opacity})
+    return tag("path", d=path, fill="none", stroke="currentColor",
+               **{"stroke-width": width, "stroke-dasharray": dash, "opacity": opacity})
 
 def _mark(x: float, y: float, accepted: bool = True, shown: bool = False) -> Html:
     "A disc, or a cross for what was refused; ringed where it is looked at."
-    ring = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=8, fill="none", stroke="currentColor", **{"stroke-width": 1.5}) if shown else ""
+    ring = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=8, fill="none", stroke="currentColor",
+               **{"stroke-width": 1.5}) if shown else ""
     disc = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, fill="currentColor")
-    return html(disc if accepted else html(*(_line([(x - 4, y - 4 * k), (x + 4, y + 4 * k)], width=2.2) for k in (1, -1))), ring)
+    return html(
+        disc if accepted else html(*(_line([(x - 4, y - 4 * k), (x + 4, y + 4 * k)], width=2.2) for k in (1, -1))),
+        ring)
 
 def _svg(parts: list, title: str, width: int, height: int) -> Html:
-    return tag("svg", _text(4, 12, title, "start", True), *parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", width="100%", role="img", style=f"max-width:{width}px;color:inherit;display:block", **{"aria-label": title})
+    return tag("svg", _text(4, 12, title, "start", True), *parts, xmlns="http://www.w3.org/2000/svg",
+               viewBox=f"0 0 {width} {height}", width="100%", role="img",
+               style=f"max-width:{width}px;color:inherit;display:block", **{"aria-label": title})
 
 def ratio_svg(
     records: tuple[RoundRecord, ...],
@@ -52,10 +60,17 @@ def ratio_svg(
     x = lambda n: 45 + (width - 130) * ((n - 1) / max(1, total - 1) if total > 1 else 0.5)
     y = lambda v: height - 24 - (height - 50) * v / top
     prior = y(found[-1].ratio_labeled)
-    parts = [_line([(30, prior), (width - 62, prior)], "2 3"), _text(width - 58, prior + 4, f"{100 * found[-1].ratio_labeled:.2f}", "start"),
-             _line([(30, y(0)), (width - 62, y(0))], opacity=0.5, width=1), _text(26, y(0) + 4, "0", "end"), _line([(x(r.round), y(r.ratio_pseudo)) for r in found])]
-    parts += [_text(x(n), height - 6, f"round {n}" if n == shown else str(n), bold=n == shown) for n in range(1, total + 1) if total < 15 or n == shown or n % 5 == 0]
-    for r in found: parts += [_mark(x(r.round), y(r.ratio_pseudo), shown=r.round == shown), *([_text(x(r.round), y(r.ratio_pseudo) - 12, f"{100 * r.ratio_pseudo:.2f}", bold=True)] if r.round == shown else [])]
+    parts = [_line([(30, prior), (width - 62, prior)], "2 3"),
+             _text(width - 58, prior + 4, f"{100 * found[-1].ratio_labeled:.2f}", "start"),
+             _line([(30, y(0)), (width - 62, y(0))], opacity=0.5, width=1), _text(26, y(0) + 4, "0", "end"),
+             _line([(x(r.round), y(r.ratio_pseudo)) for r in found])]
+    parts += [_text(x(n), height - 6, f"round {n}" if n == shown else str(n), bold=n == shown)
+              for n in range(1, total + 1) if total < 15 or n == shown or n % 5 == 0]
+    for r in found:
+        parts += [_mark(x(r.round), y(r.ratio_pseudo), shown=r.round == shown),
+                  *([_text(x(r.round), y(r.ratio_pseudo) - 12, f"{100 * r.ratio_pseudo:.2f}", bold=True)]
+                    if r.round == shown
+                    else [])]
     return _svg(parts, title, width, height)
 
 def curve_svg(
@@ -72,13 +87,20 @@ def curve_svg(
     values = [m["f1"] for m in curve] + [r.f1 for r in records]
     low, high = min(values), max(*values, min(values) + 0.02)
     last = max(int(run.config.get("settings", {}).get("steps", 0)), curve[-1]["at"])
-    x, y = (lambda at: 40 + (width - 62) * at / last), (lambda v: height - 36 - (height - 72) * (v - low) / (high - low))
-    parts = [_line([(x(m["at"]), y(m["f1"])) for m in curve]), *(_text(36, y(v) + 4, f"{v:.2f}", "end") for v in (low, high)), _text(x(last), height - 2, f"{last:,} steps", "end")]
+    x, y = (lambda at: 40 + (width - 62) * at / last), (
+        lambda v: height - 36 - (height - 72) * (v - low) / (high - low))
+    parts = [_line([(x(m["at"]), y(m["f1"])) for m in curve]),
+             *(_text(36, y(v) + 4, f"{v:.2f}", "end") for v in (low, high)),
+             _text(x(last), height - 2, f"{last:,} steps", "end")]
     ends = np.cumsum([r.steps for r in records])
     for r, begin, end in zip(records, [0, *ends], ends):
-        parts += [_line([(x(end), 34), (x(end), height - 34)], "1 3", 0.6, 1), _mark(x(end), y(r.f1), r.accepted, r.round == shown)]
-        parts += [_text((x(begin) + x(end)) / 2, height - 20, f"round {r.round}" if r.round == shown else str(r.round), bold=r.round == shown)]
-        if r.round == shown: parts += [_text(min(x(end), width - 60), 27, f"{r.f1:.3f}" + (f" ({r.gain:+.3f})" if r.gain is not None else ""), bold=True)]
+        parts += [_line([(x(end), 34), (x(end), height - 34)], "1 3", 0.6, 1),
+                  _mark(x(end), y(r.f1), r.accepted, r.round == shown)]
+        parts += [_text((x(begin) + x(end)) / 2, height - 20, f"round {r.round}" if r.round == shown else str(r.round),
+                        bold=r.round == shown)]
+        if r.round == shown:
+            parts += [_text(min(x(end), width - 60), 27,
+                            f"{r.f1:.3f}" + (f" ({r.gain:+.3f})" if r.gain is not None else ""), bold=True)]
     return _svg(parts, title, width, height)
 
 # %% ../../nbs/widgets/05b_stepper_figures.ipynb #34a670fc
@@ -86,19 +108,27 @@ def rounds_html(
     state: StepperState,
 ) -> Html:
     "A line a round: thresholds, ratio, validation, gate; then the rounds to come, with what the schedule says of them."
-    head, strategy = ("", "round", "thresholds", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate"), state.strategy
+    head, strategy = ("", "round", "thresholds", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain",
+                      "gate"), state.strategy
     here = lambda n: "▶" if n == state.round else ""
     kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labeled:.2%})" if r.n_pseudo else "–"
-    rows = [(here(r.round), r.round, _thresholds(r.thresholds) or "labels only", f"{r.n_pseudo:,} images" if r.n_pseudo else "–", kept(r), f"{r.f1:.3f}", _gain(r) or "–", _gate(r)) for r in state.records]
+    rows = [(here(r.round), r.round, _thresholds(r.thresholds) or "labels only",
+             f"{r.n_pseudo:,} images" if r.n_pseudo else "–", kept(r), f"{r.f1:.3f}", _gain(r) or "–", _gate(r))
+            for r in state.records]
     coming = range(len(state.records), state.total + 1) if strategy is not None else ()
-    return table(rows + [("", n, "labels only" if n == 0 else scheduled(strategy, n), "", "", "", "", "to come") for n in coming], head)
+    return table(
+        rows
+        + [("", n, "labels only" if n == 0 else scheduled(strategy, n), "", "", "", "", "to come") for n in coming],
+        head)
 
 def _thresholds(values: tuple[float, ...]) -> str:
     return f"{values[0]:.3f} for all" if values and len(set(values)) == 1 else ", ".join(f"{t:.3f}" for t in values)
 
-def _gain(r: RoundRecord) -> str: return "" if r.gain is None else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
+def _gain(r: RoundRecord) -> str:
+    return "" if r.gain is None else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
 
-def _gate(r: RoundRecord) -> str: return "first teacher" if r.gain is None else "✓ accepted" if r.accepted else "✕ refused"
+def _gate(r: RoundRecord) -> str:
+    return "first teacher" if r.gain is None else "✓ accepted" if r.accepted else "✕ refused"
 
 def round_rows(
     state: StepperState,
@@ -108,19 +138,35 @@ def round_rows(
     r, classes = state.record, state.run.config.get("classes", ())
     before = state.records[r.round - 1] if r.round else None
     name = lambda c: classes[c] if c < len(classes) else f"class {c}"
-    rows = [("thresholds", ", ".join(f"{name(c)} from {t:.3f}" for c, t in enumerate(r.thresholds)) or "none: trained on labels alone"), ("schedule", _schedule(state))]
-    rows += [(f"kept as {name(c)}", f"{n:,} px{_more(n, before.kept[c] if before and before.kept else None)}") for c, n in enumerate(r.kept)]
+    rows = [
+        ("thresholds",
+         ", ".join(f"{name(c)} from {t:.3f}" for c, t in enumerate(r.thresholds)) or "none: trained on labels alone"),
+        ("schedule", _schedule(state))]
+    rows += [(f"kept as {name(c)}", f"{n:,} px{_more(n, before.kept[c] if before and before.kept else None)}")
+             for c, n in enumerate(r.kept)]
     if change: rows += [(f"{name(c)}, watched", change.text(c)) for c in range(len(change.kept))]
-    if r.n_pseudo: rows += [("foreground kept", f"{r.ratio_pseudo or 0:.2%}, labels {r.ratio_labeled:.2%}" + (f", × {r.ratio_pseudo / r.ratio_labeled:.2f}" if r.ratio_pseudo and r.ratio_labeled else "")), ("verdict", r.verdict)]
-    decided = "first teacher: nothing to compare with" if r.gain is None else f"{_gate(r)}: gain {_gain(r)}, above 0 with probability {r.probability or 0:.2f} (gate {state.run.config.get('settings', {}).get('gate', 0.75):g})"
-    return [*rows, ("validation", f"F1 {r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}, foreground from {r.threshold:.3f})"), ("gate", decided), *([("warning", f"! {r.warning}")] if r.warning else [])]
+    if r.n_pseudo:
+        rows += [("foreground kept",
+                  f"{r.ratio_pseudo or 0:.2%}, labels {r.ratio_labeled:.2%}"
+                  + (f", × {r.ratio_pseudo / r.ratio_labeled:.2f}" if r.ratio_pseudo and r.ratio_labeled else "")),
+                 ("verdict", r.verdict)]
+    verdict_line = ("first teacher: nothing to compare with" if r.gain is None
+                    else f"{_gate(r)}: gain {_gain(r)}, above 0 with probability {r.probability or 0:.2f} (gate "
+                         f"{state.run.config.get('settings', {}).get('gate', 0.75):g})")
+    return (
+        [*rows,
+         ("validation",
+          f"F1 {r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}, foreground from {r.threshold:.3f})"),
+         ("gate", verdict_line), *([("warning", f"! {r.warning}")] if r.warning else [])])
 
 def _more(now: int, before: int | None) -> str: return "" if before is None else f" ({now - before:+,} px)"
 
 def _schedule(state: StepperState) -> str:
     "The thresholds of the rounds that are done, and what is planned; the round that is looked at in brackets."
     done = [f"[{t}]" if r.round == state.round else t for r in state.records[1:] for t in (_thresholds(r.thresholds),)]
-    coming = [] if state.strategy is None else [f"{scheduled(state.strategy, n)} to come" for n in range(max(1, len(state.records)), state.total + 1)]
+    coming = (
+        [] if state.strategy is None
+        else [f"{scheduled(state.strategy, n)} to come" for n in range(max(1, len(state.records)), state.total + 1)])
     return " → ".join((done + coming)[:12]) + " → …" * (len(done + coming) > 12)
 
 def diagnosis_html(
@@ -129,25 +175,34 @@ def diagnosis_html(
 ) -> Html:
     "The findings about a round, the worst first, each with its remedy. Reads the run's files only."
     try: found = diagnose(run, round=round)
-    except (KeyError, OSError, ValueError) as e: return tag("p", f"No diagnosis of round {round}: {e}") # a run of an older version may lack what is asked for
-    lines = [block(tag("b", f"{severities[f.severity]} {f.severity}"), f" · {f.topic} · {f.figure}: {f.sentence}", html(tag("br"), "→ ", code(f.remedy.call)) if f.remedy else "", tone=f.severity) for f in found.sorted()]
-    return tag("div", tag("p", tag("b", f"Diagnosis of round {round}: "), found.verdict, style="margin:.5em 0"), *lines, style="line-height:1.4;color:inherit")
+    # a run of an older version may lack what is asked for
+    except (KeyError, OSError, ValueError) as e: return tag("p", f"No diagnosis of round {round}: {e}")
+    lines = [
+        block(tag("b", f"{severities[f.severity]} {f.severity}"), f" · {f.topic} · {f.figure}: {f.sentence}",
+              html(tag("br"), "→ ", code(f.remedy.call)) if f.remedy else "", tone=f.severity) for f in found.sorted()]
+    return tag("div", tag("p", tag("b", f"Diagnosis of round {round}: "), found.verdict, style="margin:.5em 0"), *lines,
+               style="line-height:1.4;color:inherit")
 
 def preview(
     state: StepperState,
     watch: Watch,
     changes: dict, # of the strategy, by dotted name
 ) -> list[str]: # a line a round to come
-    "What a branch from here would do; where the next teacher's predictions are kept, how much foreground it would take. Raises `UserError` as `state.planned`."
+    """What a branch from here would do; where the next teacher's predictions are kept, how much foreground it would
+    take. Raises `UserError` as `state.planned`."""
     made = state.planned(changes)
     lines = [f"round {n}: {scheduled(made, n)}" for n in range(state.round + 1, made.rounds + 1)]
     said = watch.stores.get(state.round + 1)
     if said is None or said.n_classes != 2 or made.method.online: return lines
     labels, decision = state.records[0].ratio_labeled, teacher_of(state.records, state.round + 1).threshold
-    rule = made.selector_at(state.round + 1).fit([said], Context((1 - labels, labels), len(state.run.split["labeled"]), state.round + 1, made.rounds, decision))
-    background, foreground = kept_in(np.array(said.histograms)[[said.index(id) for id in rule.images]].sum(0), rule.thresholds) if rule.images else (0, 0)
+    rule = made.selector_at(state.round + 1).fit(
+        [said], Context((1 - labels, labels), len(state.run.split["labeled"]), state.round + 1, made.rounds, decision))
+    background, foreground = kept_in(np.array(said.histograms)[[said.index(id) for id in rule.images]].sum(0),
+                                     rule.thresholds) if rule.images else (0, 0)
     share = foreground / max(1, background + foreground)
-    return [f"{lines[0]}, which keeps {share:.2%} foreground (labels {labels:.2%}) of {len(rule.images)} kept predictions", *lines[1:]]
+    return [(f"{lines[0]}, which keeps {share:.2%} foreground (labels "
+             f"{labels:.2%}) of {len(rule.images)} kept predictions"),
+            *lines[1:]]
 
 # %% ../../nbs/widgets/05b_stepper_figures.ipynb #f261cbfd
 def legend_html(
@@ -155,12 +210,25 @@ def legend_html(
 ) -> Html:
     "What the marks mean."
     lines = {"-": "solid", "--": "dashed", "-.": "dashed", ":": "dotted"}
-    swatch = lambda style, words: tag("span", tag("span", style=f"display:inline-block;box-sizing:border-box;width:26px;height:14px;vertical-align:middle;margin-right:5px;{style}"), words, style="display:inline-block;margin-right:14px")
-    kept = [swatch(f"border:2px {lines[class_style(c)[1]]} {class_style(c)[0]};background:{class_style(c)[0]}{'66' if c else '22'}", f"kept as {name}") for c, name in enumerate(classes)]
-    hatched = lambda color, at: f"border:2px dashed {color};background:repeating-linear-gradient({at}deg,{color} 0 2px,#555 2px 6px)"
-    moved = [swatch(hatched(color, 135 if name == "dropped" else 45) if name in ("dropped", "lost") else f"border:2px {lines[line]} {color};background:{color}{'66' if name == 'added' else '22'}", words) for name, (words, color, line) in CHANGES.items()]
-    ignored = swatch("border:1px solid #BBBBBB;background:repeating-linear-gradient(135deg,#BBBBBB 0 2px,#555 2px 6px)", "ignored")
-    return tag("div", *(tag("div", *row) for row in ((*kept, ignored), moved)), style="color:inherit;line-height:1.6;font-size:13px")
+    swatch = lambda style, words: tag("span",
+                                      tag("span",
+                                          style="display:inline-block;box-sizing:border-box;width:26px;"
+                                                f"height:14px;vertical-align:middle;margin-right:5px;{style}"),
+                                      words, style="display:inline-block;margin-right:14px")
+    kept = [swatch(f"border:2px {lines[class_style(c)[1]]} "
+                   f"{class_style(c)[0]};background:{class_style(c)[0]}{'66' if c else '22'}",
+                   f"kept as {name}")
+            for c, name in enumerate(classes)]
+    hatched = (lambda color, at: f"border:2px dashed {color};background:repeating-linear-gradient({at}deg,{color} 0 "
+                                 "2px,#555 2px 6px)")
+    moved = [swatch(hatched(color, 135 if name == "dropped" else 45) if name in ("dropped", "lost")
+                    else f"border:2px {lines[line]} {color};background:{color}{'66' if name == 'added' else '22'}",
+                    words)
+             for name, (words, color, line) in CHANGES.items()]
+    ignored = swatch(
+        "border:1px solid #BBBBBB;background:repeating-linear-gradient(135deg,#BBBBBB 0 2px,#555 2px 6px)", "ignored")
+    return tag("div", *(tag("div", *row) for row in ((*kept, ignored), moved)),
+               style="color:inherit;line-height:1.6;font-size:13px")
 
 def snapshot_html(
     state: StepperState,
@@ -169,11 +237,21 @@ def snapshot_html(
     "The state as a page without a kernel can show it."
     run, r = state.run, state.record
     origin = f", branched from {o['name']} after round {o['round']}" if (o := run.origin) else ""
-    head = html(tag("p", tag("b", run.name), f"{origin}: {state.standing()}"), tag("p", tag("b", "Error: "), state.error) if state.error else "", rounds_html(state))
+    head = html(tag("p", tag("b", run.name), f"{origin}: {state.standing()}"),
+                tag("p", tag("b", "Error: "), state.error) if state.error else "", rounds_html(state))
     if r is None: return head
     before, image = state.records[r.round - 1] if r.round else None, watch.choose(r, state.settings.image)
-    images = [tag("img", alt=f"{image}, round {r.round}: {words}", style="max-width:100%;width:300px", src=f"data:image/jpeg;base64,{b64encode(encoded(picture(watch, r, before, image, kind, state.settings.opacity, 300), 'jpeg')).decode()}") for kind, words in (("kept", "what is kept"), ("change", "what changed"))] if image else []
+    def image_tag(kind, words):
+        drawn = picture(watch, r, before, image, kind, state.settings.opacity, 300)
+        return tag("img", alt=f"{image}, round {r.round}: {words}", style="max-width:100%;width:300px",
+                   src=f"data:image/jpeg;base64,{b64encode(encoded(drawn, 'jpeg')).decode()}")
+    images = [image_tag("kept", "what is kept"), image_tag("change", "what changed")] if image else []
     flex = lambda *parts: tag("div", *parts, style="display:flex;flex-wrap:wrap;gap:12px")
-    curves = flex(*(tag("div", Html(s), style="flex:1 1 300px;max-width:430px") for s in (ratio_svg(state.records, state.total, r.round), curve_svg(run, state.records, r.round))))
-    pictures = html(flex(*images), tag("div", f"{watch.keeps(r, image)}, and what is other than before", style="font-size:12px;opacity:.8"), legend_html(tuple(run.config.get("classes", ())))) if image else ""
-    return tag("div", head, pictures, table(round_rows(state, watch.change(r, before))), curves, diagnosis_html(run, r.round), style="color:inherit")
+    curves = flex(*(tag("div", Html(s), style="flex:1 1 300px;max-width:430px")
+                    for s in (ratio_svg(state.records, state.total, r.round), curve_svg(run, state.records, r.round))))
+    pictures = html(
+        flex(*images),
+        tag("div", f"{watch.keeps(r, image)}, and what is other than before", style="font-size:12px;opacity:.8"),
+        legend_html(tuple(run.config.get("classes", ())))) if image else ""
+    return tag("div", head, pictures, table(round_rows(state, watch.change(r, before))), curves,
+               diagnosis_html(run, r.round), style="color:inherit")

@@ -17,14 +17,16 @@ from ..core import UserError
 from ..inference.predictions import Predictions
 from ..runs.run import RoundRecord, Run
 from ..strategies.selection import Rule, apply, ignore
-from .explorer_picture import Marks, class_style, gray_range, gray_window, grounds, outline, probs_window, shown_size
+from .explorer_picture import (
+    Marks, class_style, gray_range, gray_window, grounds, outline, probs_window, shown_size)
 
 # %% ../../nbs/widgets/05a_stepper_pictures.ipynb #8c21a8fc
 def kept_stores(
     run: Run,
 ) -> dict[int, Predictions]: # by round
     "What the teachers of the rounds said, as far as it is kept."
-    found = {int(n): p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if (n := p.parent.name.removeprefix("round-")).isdecimal()}
+    found = {int(n): p.parent for p in (run.folder / "predictions").glob("round-*/meta.json") if (
+                 n := p.parent.name.removeprefix("round-")).isdecimal()}
     return {n: s for n in sorted(found) if (s := _opened(found[n])) is not None and len(s)}
 
 def _opened(folder) -> Predictions | None:
@@ -44,8 +46,10 @@ def watched_ids(
 
 @dataclass(frozen=True)
 class Change:
-    "What a round keeps of the watched images, and what is new against the round before; pixels of the grid, one number a class."
-    before: int | None # the round it is compared with; None: the first with pseudo-labels, before which nothing was kept
+    """What a round keeps of the watched images, and what is new against the round before; pixels of the grid, one
+    number a class."""
+    # the round it is compared with; None: the first with pseudo-labels, before which nothing was kept
+    before: int | None
     pixels: int # looked at
     kept: tuple[int, ...]
     added: tuple[int, ...] # kept as this class now, and not before
@@ -56,7 +60,9 @@ class Change:
     ) -> str: # "2.69 % kept; since round 2: 0.50 % added, 0.00 % dropped"
         "In per cent of the pixels."
         kept, added, dropped = (100 * n[c] / max(1, self.pixels) for n in (self.kept, self.added, self.dropped))
-        return f"{kept:.2f} % kept" + (", all of it new" if self.before is None else f"; since round {self.before}: {added:.2f} % added, {dropped:.2f} % dropped")
+        return f"{kept:.2f} % kept" + (
+            ", all of it new" if self.before is None else f"; since round {self.before}: {added:.2f} % "
+                                                          f"added, {dropped:.2f} % dropped")
 
 class Watch:
     "The watched images of one run. What was read once is remembered."
@@ -77,7 +83,8 @@ class Watch:
         "What the teacher of a round said, on the grid."
         s = self.stores[number]
         shape = s.shape(i := s.index(id))
-        return probs_window(s, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side))
+        return probs_window(
+            s, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side))
 
     def took(self, record: RoundRecord, id: str) -> bool:
         "Was the image among those of the round? Yes, where that was not written down."
@@ -85,11 +92,13 @@ class Watch:
 
     def choose(self, record: RoundRecord, wanted: str) -> str:
         "The image that is wanted, else one that the round took, else any; empty where none is kept."
-        return wanted if wanted in self.ids else next((id for id in self.ids if self.took(record, id)), next(iter(self.ids), ""))
+        return wanted if wanted in self.ids else next(
+            (id for id in self.ids if self.took(record, id)), next(iter(self.ids), ""))
 
     def keeps(self, record: RoundRecord, id: str) -> str:
         "What the picture of the round shows, in words."
-        return f"{id}: what round {record.round} keeps" if self.took(record, id) else f"{id}: not among the images of round {record.round}, which keeps nothing of it"
+        return (f"{id}: what round {record.round} keeps" if self.took(record, id)
+                else f"{id}: not among the images of round {record.round}, which keeps nothing of it")
 
     def target(self, record: RoundRecord, id: str) -> np.ndarray | None: # (h, w) uint8 classes, 255 = ignored
         "What a round kept of an image; None where that is not known."
@@ -106,9 +115,12 @@ class Watch:
         if not pairs or any(now is None for now, _ in pairs): return None
         n, first = len(record.thresholds), before is None or not before.thresholds
         if not first and any(was is None for _, was in pairs): return None
-        now, was = (np.concatenate([np.full(p[0].size, ignore, np.uint8) if p[k] is None else p[k].ravel() for p in pairs]) for k in (0, 1))
+        now, was = (
+            np.concatenate([np.full(p[0].size, ignore, np.uint8) if p[k] is None else p[k].ravel() for p in pairs])
+            for k in (0, 1))
         count = lambda where, of: tuple(int((where & (of == c)).sum()) for c in range(n))
-        return Change(None if first else before.round, len(now), count(True, now), count(now != was, now), count(now != was, was))
+        return Change(
+            None if first else before.round, len(now), count(True, now), count(now != was, now), count(now != was, was))
 
     def gray(self, id: str) -> np.ndarray | None: # (h, w) uint8
         "The image on the grid; None where the data are not here."
@@ -120,11 +132,14 @@ class Watch:
         if images is None or id not in images.ids: return None
         i = images.index(id)
         shape = images.shape(i)
-        return gray_window(images, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side), gray_range(images, i))
+        return gray_window(
+            images, i, (0, 0, *shape), shape if max(shape) <= self.side else shown_size((0, 0, *shape), self.side),
+            gray_range(images, i))
 
 # %% ../../nbs/widgets/05a_stepper_pictures.ipynb #3dcfcb73
 CHANGES = {"added": ("foreground added", "#56B4E9", "-"), "dropped": ("foreground dropped", "#E69F00", "--"),
-           "background": ("background added", "#F0E442", ":"), "lost": ("background dropped", "#CC79A7", "-.")} # meaning -> words, color, line
+           # meaning -> words, color, line
+           "background": ("background added", "#F0E442", ":"), "lost": ("background dropped", "#CC79A7", "-.")}
 
 def _stripes(shape: tuple[int, int], rising: bool = False, period: int = 8) -> np.ndarray: # (h, w) bool
     y, x = np.ogrid[:shape[0], :shape[1]]
@@ -143,11 +158,13 @@ def _paint_change(marks: Marks, now: np.ndarray, was: np.ndarray | None, opacity
     "What came and what went."
     was = np.full_like(now, ignore) if was is None else was
     up, other = (now > 0) & (now != ignore), (was > 0) & (was != ignore)
-    regions = dict(lost=(was == 0) & (now == ignore), background=(now == 0) & (was != 0), dropped=other & (now != was), added=up & (now != was))
+    regions = dict(lost=(was == 0) & (now == ignore), background=(now == 0) & (was != 0), dropped=other & (now != was),
+                   added=up & (now != was))
     for name, where in regions.items():
         _, color, line = CHANGES[name]
         marks.add(where, color, opacity * (0.3 if name in ("background", "lost") else 1))
-        if name in ("dropped", "lost"): marks.add(where & _stripes(where.shape, name == "lost"), color, min(1, opacity + 0.3))
+        if name in ("dropped", "lost"):
+            marks.add(where & _stripes(where.shape, name == "lost"), color, min(1, opacity + 0.3))
         marks.add(outline(where, line), color)
 
 def picture(
@@ -159,14 +176,21 @@ def picture(
     opacity: float = 0.35,
     side: int = 384, # px of the longer side, on the screen
 ) -> np.ndarray: # (h, w, 3) uint8
-    "A watched image in a round. Where nothing is kept of the round it is shown bare; without the image the probability stands in for it."
+    """A watched image in a round.
+
+    Where nothing is kept of the round it is shown bare; without the image the probability stands in for it."""
     now, gray = watch.target(record, id), watch.gray(id)
-    if gray is None: gray = (255 * (1 - watch.probs(record.round if now is not None else min(watch.stores), id)[0].numpy())).astype(np.uint8)
+    if gray is None:
+        gray = (
+            255
+            * (1 - watch.probs(record.round if now is not None else min(watch.stores), id)[0].numpy())).astype(np.uint8)
     size = shown_size((0, 0, *gray.shape), side)
-    enlarge = lambda a: None if a is None else np.asarray(Image.fromarray(a).resize(size[::-1], Image.Resampling.NEAREST))
+    enlarge = (
+        lambda a: None if a is None else np.asarray(Image.fromarray(a).resize(size[::-1], Image.Resampling.NEAREST)))
     marks = Marks(size)
     if now is not None and kind == "kept": _paint_kept(marks, enlarge(now), opacity)
-    elif now is not None: _paint_change(marks, enlarge(now), enlarge(watch.target(before, id) if before is not None else None), opacity)
+    elif now is not None:
+        _paint_change(marks, enlarge(now), enlarge(watch.target(before, id) if before is not None else None), opacity)
     return marks.over(*grounds(enlarge(gray)))
 
 def encoded(

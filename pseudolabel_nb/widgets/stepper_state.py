@@ -29,16 +29,22 @@ class StepperSettings:
     opacity: float = 0.35 # of the fill, in [0, 1]
 
     def __post_init__(self):
-        if not 0 <= self.opacity <= 1: raise UserError(f"opacity is {self.opacity}; expected a number from 0 to 1, such as 0.35")
+        if not 0 <= self.opacity <= 1:
+            raise UserError(f"opacity is {self.opacity}; expected a number from 0 to 1, such as 0.35")
 
-ACTIVITIES = {"idle": "waiting", "round": "trains one round", "rounds": "trains all rounds", "pausing": "pauses after this round", "stopping": "stops"} # name -> in words
+# name -> in words
+ACTIVITIES = {"idle": "waiting", "round": "trains one round", "rounds": "trains all rounds",
+              "pausing": "pauses after this round", "stopping": "stops"}
 
 # %% ../../nbs/widgets/05_stepper_state.ipynb #fa191dee
 class StepperState:
-    "A run, the round that is looked at, and the thread that trains the next one. `observers` are called, with the state, after each change, those of the thread in the thread."
+    """A run, the round that is looked at, and the thread that trains the next one.
+
+    `observers` are called, with the state, after each change, those of the thread in the thread."""
     def __init__(self,
         run: Run | str | Path, # a run folder
-        rounds: Callable[[Run], Iterator] | Iterator | None = None, # makes the generator of rounds of a run, or is one; None: look only
+        # makes the generator of rounds of a run, or is one; None: look only
+        rounds: Callable[[Run], Iterator] | Iterator | None = None,
         *,
         data=None, # `Data` the run was begun with: the images behind the marks; None: probabilities stand in for them
         settings: StepperSettings = StepperSettings(),
@@ -47,7 +53,8 @@ class StepperState:
         self.runs: tuple[Run, ...] = (self.run,) # that can be shown: this one and its branches
         self.data, self.settings, self.lock = data, settings, threading.RLock()
         self.records: tuple[RoundRecord, ...] = () # of the rounds that are done
-        self.activity, self.doing, self.error, self.trace, self.note = "idle", Doing(), "", "", "" # one of `ACTIVITIES`; what the thread is at; why it ended early, in a line and whole; what else is to be said
+        # one of `ACTIVITIES`; what the thread is at; why it ended early, in a line and whole; what else is to be said
+        self.activity, self.doing, self.error, self.trace, self.note = "idle", Doing(), "", "", ""
         self.version = 0 # counts what was read: where it is the same, so is the run
         self.observers: list[Callable[[StepperState], None]] = []
         self.worker = None if rounds is None else Worker(rounds, self._heard, self._advanced, self._ended)
@@ -90,13 +97,16 @@ class StepperState:
     @property
     def share(self) -> float:
         "How much of the run's steps is done, in [0, 1]."
-        steps, done = max(1, int(self.run.config.get("settings", {}).get("steps", 1))), sum(r.steps for r in self.records)
-        training = self.at_work and self.doing.total and "predict" not in self.doing.what and "label" not in self.doing.what and self.doing.what != "agreement"
+        steps, done = max(1, int(self.run.config.get("settings", {}).get("steps", 1))), sum(
+            r.steps for r in self.records)
+        training = (self.at_work and self.doing.total and "predict" not in self.doing.what
+                    and "label" not in self.doing.what and self.doing.what != "agreement")
         return min(1.0, (done + (self.doing.done if training else 0)) / steps)
 
     def standing(self) -> str:
         "Where the run stands, in a line."
-        rounds = f"{len(self.records)} of {self.total + 1} rounds done" + ", the first teacher among them" * bool(self.records)
+        rounds = (f"{len(self.records)} of {self.total + 1} rounds done"
+                  + ", the first teacher among them" * bool(self.records))
         if self.at_work: return f"{rounds}; {ACTIVITIES[self.activity]}" + f" ({self.doing})" * bool(self.doing.what)
         return f"{rounds}; {self.note or ('all are done' if self.finished else ACTIVITIES['idle'])}"
 
@@ -116,13 +126,17 @@ class StepperState:
             try: tell(self)
             except Exception as e:
                 if self.worker is None or threading.current_thread() is not self.worker.thread: raise
-                self.error, self.trace = f"the view could not be drawn ({type(e).__name__}: {e}); training goes on, so look at it again with CurriculumStepper(state.run)", traceback.format_exc()
+                self.error, self.trace = ((f"the view could not be drawn ({type(e).__name__}: {e}); training goes "
+                                           "on, so look at it again with CurriculumStepper(state.run)"),
+                                          traceback.format_exc())
 
     def change(self, **fields) -> None:
         "Set some settings. Raises `UserError`, changing nothing, for what cannot be."
         with self.lock:
             new = replace(self.settings, **fields)
-            if new.round is not None and not 0 <= new.round < max(1, len(self.records)): raise UserError(f"{self.run.folder}: round {new.round} is not done; expected 0 to {len(self.records) - 1}, so step there first")
+            if new.round is not None and not 0 <= new.round < max(1, len(self.records)):
+                raise UserError(f"{self.run.folder}: round {new.round} is not done; expected 0 to "
+                                f"{len(self.records) - 1}, so step there first")
             if new == self.settings: return
             self.settings = new
             self._tell()
@@ -138,13 +152,18 @@ class StepperState:
     def open(self, run: Run) -> None:
         "Show another run. Raises `UserError` while this one is trained."
         with self.lock:
-            if self.at_work: raise UserError(f"{self.run.folder}: is being trained; expected to leave it when it rests, so press Pause or Stop first")
+            if self.at_work:
+                raise UserError(f"{self.run.folder}: is being trained; expected to leave it "
+                                "when it rests, so press Pause or Stop first")
             self.run, self.settings, self._stamp, self.records = run, replace(self.settings, round=None), None, ()
-            self.runs, self.error, self.trace, self.note = self.runs if run.folder in [r.folder for r in self.runs] else (*self.runs, run), "", "", ""
+            self.runs, self.error, self.trace, self.note = (
+                self.runs if run.folder in [r.folder for r in self.runs] else (*self.runs, run), "", "", "")
             self.refresh()
 
     def step(self, wait: bool = False) -> None:
-        "Train the next round in the background, or wait for its end. Raises `UserError` where there is none, or nobody who trains."
+        """Train the next round in the background, or wait for its end.
+
+        Raises `UserError` where there is none, or nobody who trains."""
         self._begin("round", wait)
 
     def run_all(self, wait: bool = False) -> None:
@@ -162,11 +181,19 @@ class StepperState:
 
     def _check_can_train(self) -> None:
         "`UserError` where the next round cannot be trained."
-        if self.worker is None: raise UserError(f"{self.run.folder}: can only be looked at; expected who trains its rounds, so pass rounds=lambda run: pseudolabel_nb.rounds(run, data)")
-        if self.at_work: raise UserError(f"{self.run.folder}: is being trained already; wait for it, or press Pause or Stop")
-        if self.finished: raise UserError(f"{self.run.folder}: all {self.total + 1} rounds are done; branch from an earlier one, or score the run with pseudolabel_nb.finish(run, data)")
+        if self.worker is None:
+            raise UserError(f"{self.run.folder}: can only be looked at; expected who trains its rounds, "
+                            "so pass rounds=lambda run: pseudolabel_nb.rounds(run, data)")
+        if self.at_work:
+            raise UserError(f"{self.run.folder}: is being trained already; wait for it, or press Pause or Stop")
+        if self.finished:
+            raise UserError(f"{self.run.folder}: all {self.total + 1} rounds are done; branch from an "
+                            "earlier one, or score the run with pseudolabel_nb.finish(run, data)")
         other = self.worker.lasting and self.run is not self.runs[0]
-        if self.worker.spent or other: raise UserError(f"{self.run.folder}: the generator that was passed {'belongs to another run' if other else 'has ended'}; expected a function that makes one for each run, so pass rounds=lambda run: pseudolabel_nb.rounds(run, data)")
+        if self.worker.spent or other:
+            raise UserError(f"{self.run.folder}: the generator that was passed "
+                            f"{'belongs to another run' if other else 'has ended'}; expected a function that makes "
+                            "one for each run, so pass rounds=lambda run: pseudolabel_nb.rounds(run, data)")
 
     def pause(self) -> None:
         "Begin no other round."
@@ -214,11 +241,17 @@ class StepperState:
         changes: dict | None = None, # of the strategy, by dotted name
         out: str | Path = "", # the new run folder; "": beside this one, named after it
     ) -> Run:
-        "Branch after the round that is looked at, and show the new run. Raises `UserError` as `runs.branch.branch` does, and while the run is trained."
+        """Branch after the round that is looked at, and show the new run.
+
+        Raises `UserError` as `runs.branch.branch` does, and while the run is trained."""
         with self.lock:
-            if self.at_work: raise UserError(f"{self.run.folder}: is being trained; expected to branch when it rests, so press Pause or Stop first")
-            if self.round is None: raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
-            new = branch(self.run, self.round, out or self.free_name(), changes, lambda made: changed(from_dict(Strategy, made), {}))
+            if self.at_work:
+                raise UserError(f"{self.run.folder}: is being trained; expected to branch "
+                                "when it rests, so press Pause or Stop first")
+            if self.round is None:
+                raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
+            new = branch(self.run, self.round, out or self.free_name(), changes,
+                         lambda made: changed(from_dict(Strategy, made), {}))
             self.open(new)
             return new
 
@@ -231,12 +264,15 @@ class StepperState:
         "Numbers of the strategy that a branch mostly changes."
         made = self.run.config["strategy"]
         moved = f"selector.{made['schedule'].get('field')}" if made.get("selector") else ""
-        found = {f"{part}.{n}": v for part in ("selector", "schedule") for n, v in (made.get(part) or {}).items()} | {"method.weight": made["method"].get("weight"), "rounds": made["rounds"]}
-        return {n: v for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and n != moved}
+        found = {f"{part}.{n}": v for part in ("selector", "schedule") for n, v in (made.get(part) or {}).items()} | {
+            "method.weight": made["method"].get("weight"), "rounds": made["rounds"]}
+        return {
+            n: v for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and n != moved}
 
     def planned(self, changes: dict | None = None) -> Strategy:
         "The strategy that a branch from here would have. Raises `UserError` as `branch`."
-        if self.round is None: raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
+        if self.round is None:
+            raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
         return changed(from_config(branched_strategy(self.run, self.round, changes or {})), {})
 
     def __repr__(self): return f"StepperState({self.run.name}: {self.standing()})"
@@ -248,4 +284,5 @@ def scheduled(
     "What the selector of a round will be, in a few words."
     if made.selector is None: return "labels only"
     selector = made.selector_at(round)
-    return f"{made.schedule.field} {getattr(selector, made.schedule.field):g}" if isinstance(made.schedule, Moving) else str(selector)
+    return (f"{made.schedule.field} {getattr(selector, made.schedule.field):g}" if isinstance(made.schedule, Moving)
+            else str(selector))

@@ -30,10 +30,15 @@ class Doing:
 
 # %% ../../nbs/widgets/04a_worker.ipynb #b2be7491
 class Worker:
-    "Takes rounds from generators in a thread. `told(doing)` is called there as the work goes on, `ended(error, trace)` when the thread ends, `advanced()` after each round."
-    def __init__(self, rounds: Callable[[Run], Iterator] | Iterator, told: Callable, advanced: Callable, ended: Callable):
+    """Takes rounds from generators in a thread.
+
+    `told(doing)` is called there as the work goes on, `ended(error, trace)` when the thread ends, `advanced()` after
+    each round."""
+    def __init__(self, rounds: Callable[[Run], Iterator] | Iterator, told: Callable, advanced: Callable,
+                 ended: Callable):
         self.rounds, self.told, self.advanced, self.ended = rounds, told, advanced, ended
-        self.thread, self.spent, self._stop, self._enough = None, False, threading.Event(), threading.Event() # `spent`: did the generator that was handed over end?
+        # `spent`: did the generator that was handed over end?
+        self.thread, self.spent, self._stop, self._enough = None, False, threading.Event(), threading.Event()
 
     @property
     def lasting(self) -> bool:
@@ -85,5 +90,7 @@ def _said(error: Exception) -> str:
     "An error in one line, with what can be done."
     if isinstance(error, UserError): return str(error)
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    remedy = "lower batch_size or tile in a new run" if "out of memory" in text.lower() else "`stepper.state.trace` says where; mend it"
+    remedy = (
+        "lower batch_size or tile in a new run" if "out of memory" in text.lower() else "`stepper.state.trace` says "
+                                                                                        "where; mend it")
     return f"{text}. Nothing that was written is lost: {remedy}, and press Step to go on from the last checkpoint"
