@@ -206,7 +206,7 @@ def test_a_busy_folder_is_left_alone(tmp_path):
 
 def test_a_full_disk_stops_all(tmp_path, monkeypatch):
     def full(*args): raise OSError(28, "No space left on device", "x")
-    monkeypatch.setattr(jobs, "finish", full)
+    monkeypatch.setattr(jobs, "score", full)
     with pytest.raises(OSError, match="No space left"): quick(tmp_path)
     assert not list(tmp_path.rglob("error.json")) and len(list((tmp_path / "runs").iterdir())) == 1
 

@@ -14,15 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from threading import Lock
 
-from ..core import UserError, from_dict, write_json
+from ..core import UserError, write_json
 from ..data.images import Data
 from .clusters import import_modules
 from .sharing import load_cached, save_cached
 from ..runs.run import Run, locked
-from ..strategies.strategy import Strategy
-from ..training.rounds import adopt_teacher, finish, rounds
+from ..strategies.strategy import from_config
+from ..training.rounds import adopt_teacher, score, task_rounds
 from ..runs.settings import Settings
-from ..training.task import begin
+from ..training.task import begin, open_task
 
 # %% ../../nbs/experiments/01b_jobs.ipynb #b2760f0a
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def work(
 
 def begin_job(common: Common, data: Data, job: Job) -> Run:
     "Begin the run, or go on with it."
-    return begin(data, from_dict(Strategy, job.strategy), job.folder, job.ratio, job.seed, job.settings, common.device,
+    return begin(data, from_config(job.strategy), job.folder, job.ratio, job.seed, job.settings, common.device,
                  common.source)
 
 def _work(common: Common, job: Job, told: Callable) -> None:
@@ -104,11 +104,12 @@ def _work(common: Common, job: Job, told: Callable) -> None:
     if run.result: return
     if job.donor and Run(job.donor).records(): adopt_teacher(run, Run(job.donor))
     if job.scored and len(run.records()) == 1: load_cached(run, data, cache_dir(job))
-    for record in rounds(run, data):
+    task = open_task(run, data) # the images are looked at once
+    for record in task_rounds(task):
         told()
         if record.round == 1: save_cached(run, cache_dir(job))
         if common.called_off(): return
-    if job.scored: finish(run, data)
+    if job.scored: score(task)
 
 def _images(common: Common) -> Data:
     "The images, with what this process has decoded of them for earlier runs."

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..cards import Html, bar, block, card, code, facts, html, table
+from ..cards import card_from
 from ..core import PART, UserError, append_jsonl, from_dict, read_json, read_jsonl, write_json
 from .settings import Settings
 
@@ -72,42 +72,11 @@ class RoundRecord:
 
     def _repr_pretty_(self, printer, cycle): printer.text(str(self))
 
-    def _repr_html_(self): return _round_card(self)
+    _repr_html_ = card_from("runs.cards", "round_card")
 
 def _stays_inside(name: str) -> bool:
     "Is this a path that cannot lead out of the folder it is looked up in?"
     return "\\" not in name and ":" not in name and not name.startswith("/") and ".." not in name.split("/")
-
-def _gain_text(r: RoundRecord) -> str:
-    "Gain over the last accepted student, with its interval."
-    return "" if r.gain is None else f"{r.gain:+.3f} [{r.gain_low:+.3f}, {r.gain_high:+.3f}]"
-
-def _gate_text(r: RoundRecord) -> str:
-    "What the gate decided."
-    return "first teacher" if r.gain is None else "accepted" if r.accepted else "refused"
-
-def _ratios(r: RoundRecord) -> Html:
-    "Foreground of the kept pixels and of the labels, as bars of one scale."
-    if r.ratio_pseudo is None or not r.n_pseudo: return Html()
-    top = max(r.ratio_pseudo, r.ratio_labeled, 1e-9)
-    return table([("kept", f"{r.ratio_pseudo:.2%}", bar(r.ratio_pseudo / top, striped=True)),
-                  ("labels", f"{r.ratio_labeled:.2%}", bar(r.ratio_labeled / top))])
-
-def _round_card(r: RoundRecord) -> str:
-    "A round as a card."
-    kept = ", ".join(f"{n:,} px of class {c}" if c else f"{n:,} px of background" for c, n in enumerate(r.kept))
-    said = [
-        ("validation F1",
-         html(
-             f"{r.f1:.3f} (precision {r.precision:.3f}, recall {r.recall:.3f}; foreground from {r.threshold:.3f} on)")),
-        ("gain",
-         _gain_text(r) + (f", above 0 with probability {r.probability:.2f}" if r.probability is not None else "")),
-        ("pseudo-labeled", f"{r.n_pseudo:,} images" + f"; kept {kept}" * bool(kept) if r.n_pseudo else ""),
-        ("thresholds", ", ".join(f"{t:.3f}" for t in r.thresholds)), ("foreground", _ratios(r)), ("verdict", r.verdict),
-        ("agreement", r._agreed().rstrip("; ")), ("trained", f"{r.steps:,} steps"), ("weights", code(r.checkpoint))]
-    tone = "warning" if r.warning else "note" if r.gain is not None and not r.accepted else "ok"
-    return card(f"round {r.round}", facts(said), *([block(r.warning, tone="warning")] if r.warning else []),
-                about=_gate_text(r), tone=tone)
 
 # %% ../../nbs/runs/00_run.ipynb #5e1c7a91
 def teacher_of(
@@ -251,42 +220,7 @@ class Run:
                          f"recall {r['recall']:.3f}), best round {r['best_round']}")
         return "\n".join(lines)
 
-    def _repr_html_(self): return _run_card(self)
-
-_tones = {"finished": "ok", "failed": "severe", "trained, not scored": "note", "running or interrupted": "note",
-          "new": "note"}
-
-def _rounds_table(records: list[RoundRecord]) -> Html:
-    "A line a round."
-    head = ("round", "pseudo-labeled", "foreground kept (labels)", "validation F1", "gain", "gate", "")
-    kept = lambda r: f"{r.ratio_pseudo or 0:.2%} ({r.ratio_labeled:.2%})" if r.n_pseudo else ""
-    return table([(r.round, f"{r.n_pseudo:,}" if r.n_pseudo else "", kept(r), f"{r.f1:.3f}", _gain_text(r),
-                   _gate_text(r), r.warning) for r in records],
-                 head) if records else Html()
-
-def _asked(run: Run) -> list[tuple]:
-    "What was asked for, of what its files say."
-    config, split = (
-        read_json(path) if (path := run.folder / f"{name}.json").exists() else {} for name in ("config", "split"))
-    strategy, ratio, labeled = config.get("strategy", {}), config.get("labeled_ratio"), split.get("labeled")
-    name = ": ".join(filter(None, (strategy.get("name"), strategy.get("about"))))
-    return [("strategy", name), ("branched from", (o := run.origin) and f"{o['name']}, after round {o['round']}"),
-            ("data", config.get("data")),
-            ("labeled images",
-             labeled and f"{len(labeled):,}" + (f" ({ratio:.3g} of the training images)" if ratio else "")),
-            ("seed", config.get("seed"))]
-
-def _run_card(run: Run) -> str:
-    "A run as a card."
-    r, e, records = run.result, run.error, run.records()
-    scored = r and f"F1 {r['f1']:.3f}" + (
-        f" (precision {r['precision']:.3f}, recall {r['recall']:.3f}), round {r['best_round']}" if "best_round" in r
-        else "")
-    failed = (
-        [block(str(e.get("error", "unknown")).strip(), f" ({e.get('when', 'no time is given')})", tone="severe")] if e
-        else [])
-    return card(run.name, facts([*_asked(run), ("test", scored and html(scored))]), _rounds_table(records), *failed,
-                about=run.status, tone=_tones[run.status])
+    _repr_html_ = card_from("runs.cards", "run_card")
 
 def open_run(
     folder: str | Path, # a run folder

@@ -235,4 +235,4 @@ def from_config(
     "Return the strategy that was written into a file; `UserError` names the file."
     strategies.load()
     try: return from_dict(Strategy, document)
-    except UserError as e: raise UserError(f"{path}: {e}") from None
+    except UserError as e: raise UserError(f"{path}: {e}" if path else str(e)) from None
