@@ -27,8 +27,8 @@ def made(tmp_path, classes: int = 2, n: int = 5, side: int = 32, seed: int = 0) 
         return probs, masks
     (probs, masks), (vp, vm) = some(n + 2), some(3)
     images = rng.integers(0, 255, (n + 2, side, side)).astype(np.uint8)
-    train, val = from_arrays(list(images), list(masks), name="train"), from_arrays(
-        list(images[:3]), list(vm), name="val")
+    train = from_arrays(list(images), list(masks), name="train", n_classes=classes)
+    val = from_arrays(list(images[:3]), list(vm), name="val", n_classes=classes)
     given = store(((train.ids[k], probs[k, 1:]) for k in range(n)), tmp_path / f"p{seed}", classes)
     names = ("background", *(f"class <{c}>" for c in range(1, classes)))
     return given, Data("made", train, val, classes=names), store(

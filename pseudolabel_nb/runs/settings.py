@@ -38,13 +38,13 @@ class Settings:
     # from it the nearest to ½, for few validation images
     decision: str = one_of("best", "best", "steady")
     gate: float = bounded(0.75, ge=0, le=1) # probability of a gain from which on a round's student is accepted
-    tile: int = bounded(1024, ge=64) # px; larger images are predicted in overlapping tiles
+    tile: int = bounded(1024, ge=1) # px; larger images are predicted in overlapping tiles
     checkpoint_every: int = bounded(100, ge=1) # steps; at most so many are computed again after a crash
     _repr_html_ = fields_card
 
     def __post_init__(self):
         check_bounds(self)
-        for name in ("crop", "tile"):
-            if (side := getattr(self, name)) % 16:
-                raise UserError(f"{name} is {side} px; expected a multiple of 16, such as "
-                                f"{max(16, round(side / 16) * 16)}, since the network halves it")
+        for name, least in (("crop", 16), ("tile", 64)):
+            if (side := getattr(self, name)) % 16 or side < least:
+                raise UserError(f"{name} is {side} px; expected a multiple of 16 of at least {least}, such as "
+                                f"{max(least, round(side / 16) * 16)}, since the network halves it")
