@@ -698,12 +698,12 @@ def test_invalid_boxes_left_out(train, tmp_path):
         tmp_path / "d", annotations=[dict(box(10, 20, 8, 8), image_id=k, id=k) for k in range(6)] + [box(1, 2, -3, 4)])
     assert "1 unusable annotations left out" in train(root, "--on-invalid", "skip").out
 
-def test_link_out_of_the_folder(refuse, tmp_path):
+def test_a_link_to_nothing(refuse, tmp_path):
+    "A link that the user put into a folder of images is followed; one that leads nowhere is refused."
     root = mask_folder(tmp_path / "d")
-    save(tmp_path / "secret.png", np.zeros((64, 64), "u1"))
     (root / "train/images/train_0.png").unlink()
-    (root / "train/images/train_0.png").symlink_to(tmp_path / "secret.png")
-    refuse("--data-dir", root, parts=["train_0.png", "leads out of", "copy the file"])
+    (root / "train/images/train_0.png").symlink_to(tmp_path / "gone.png")
+    refuse("--data-dir", root, parts=["train_0.png"])
 
 def test_truncated_image(refuse, tmp_path):
     root = mask_folder(tmp_path / "d")

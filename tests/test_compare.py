@@ -127,8 +127,9 @@ def test_null_is_not_the_same_as_a_field_that_is_not_there(tmp_path):
 def test_flatten_names_the_class_of_a_part_where_it_says_something():
     flat = flatten(config())
     assert flat["strategy.selector"] == "ClassBalanced" and flat["strategy.schedule"] == "Constant"
+    assert flat["strategy.method"] == "SelfTraining"
     assert not {
-        "strategy", "strategy.kind", "settings", "strategy.method", "strategy.teacher", "strategy.about"} & set(flat)
+        "strategy", "strategy.kind", "settings", "strategy.teacher", "strategy.about"} & set(flat)
     assert flatten(config("supervised"))["strategy.selector"] is None
     assert all(hash(v) is not None for v in flatten(dict(a=[[1, {"b": [2]}], {}], c={"kind": ["odd"]})).values())
 

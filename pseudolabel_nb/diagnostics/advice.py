@@ -13,14 +13,14 @@ from pathlib import Path
 from textwrap import fill
 
 from ..cards import card, code, html, items, tag
-from ..core import UserError, from_dict
+from ..core import UserError
 from .expectations import Expectation, expectations, run_cost
 from .findings import Diagnosis, Finding, Remedy, severities
 from .rules import Examined, apply_rules, examine_run
 from ..measures.evidence import Evidence, weigh
 from ..runs.compare import Comparison, RunFacts, compare
 from ..runs.run import Run
-from ..strategies.strategy import Strategy
+from ..strategies.strategy import Strategy, from_config
 from ..strategies.strategy import strategies, strategy as named_strategy
 
 # %% ../../nbs/diagnostics/16_advice.ipynb #026fa517
@@ -236,7 +236,7 @@ def _unannotated(run: Run, data) -> list[Finding]:
     masks = [images.mask(i) for i in range(len(images))]
     share = sum((m == 255).sum() for m in masks) / sum(m.size for m in masks)
     return [f for f in apply_rules(
-                Examined(from_dict(Strategy, run.config["strategy"]), unannotated=float(share))) if f.remedy]
+                Examined(from_config(run.config["strategy"]), unannotated=float(share))) if f.remedy]
 
 def _diagnosed(run: Run, data) -> Sequence[Finding]:
     "What the whole examination of one run finds; nothing where its folder does not hold enough for one."

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..core import UserError, from_dict
+from ..core import UserError
 from .findings import Finding, Remedy
 from ..runs.run import Run
-from ..strategies.strategy import Strategy
+from ..strategies.strategy import Strategy, from_config
 from ..strategies.strategy import strategies
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #5c6d65af
@@ -48,7 +48,7 @@ def examine_run(
     students = [r for r in records if r.round]
     if not students or students[-1].ratio_pseudo is None: return None
     last = students[-1]
-    return Examined(from_dict(Strategy, run.config["strategy"]), last.ratio_labeled, last.ratio_pseudo,
+    return Examined(from_config(run.config["strategy"]), last.ratio_labeled, last.ratio_pseudo,
                     len(run.split["labeled"]), last.n_pseudo, 1 - sum(r.accepted for r in students) / len(students))
 
 # %% ../../nbs/diagnostics/14_rules.ipynb #fa5750cd

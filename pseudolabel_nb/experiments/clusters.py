@@ -18,7 +18,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, RLock, Thread, local
 
-from ..core import UserError, from_dict, lookup, to_dict
+from ..core import UserError, lookup, to_dict
 
 # %% ../../nbs/experiments/02_clusters.ipynb #bd86f2d0
 def _live(
@@ -192,11 +192,11 @@ def import_file(
 
 def _lacking(modules: Sequence[tuple[str, str]], strategies: list[dict], registered: list[tuple[str, str]]) -> str:
     "Asked of a worker: is there something that it does not know? In a line."
-    from pseudolabel_nb.strategies.strategy import Strategy
+    from pseudolabel_nb.strategies.strategy import from_config
     try:
         import_module("pseudolabel_nb.training.rounds") # knows all that comes with the package
         import_modules(modules)
-        for made in strategies: from_dict(Strategy, made)
+        for made in strategies: from_config(made)
         for kind, word in registered: lookup(_registries()[kind], word, kind)
         return ""
     except Exception as e: return " ".join(f"{e}".split())

@@ -97,7 +97,7 @@ class Plan:
         "What follows, in a sentence or two."
         b = self.best
         if not self.stopped:
-            return f"Not at its end: {len(self.tried)} strategy{'s' * (len(self.tried) != 1)} tried so far" + (
+            return f"Not at its end: {len(self.tried)} strateg{'y' if len(self.tried) == 1 else 'ies'} tried so far" + (
                 f", of which {b.strategy} gained most on validation: {points(b.validation)} F1." if b else ".")
         if self.stopped == "ceiling":
             return ("Report the supervised result: the task is near its ceiling, which leaves less room than "
@@ -112,7 +112,7 @@ class Plan:
         if b.validation.interval.n == 1 and b.gain() > 0:
             return (f"Report the supervised result, or repeat the best with more seeds: {did}, "
                     f"and one run is no evidence ({_spent[self.stopped]}).")
-        return (f"Report the supervised result: of {len(self.tried)} strategy{'s' * (len(self.tried) > 1)} none was "
+        return (f"Report the supervised result: of {len(self.tried)} strateg{'y' if len(self.tried) == 1 else 'ies'} none was "
                 f"told to be better on validation ({_spent[self.stopped]}). The best, {did}.")
 
     def _doubt(self) -> str:

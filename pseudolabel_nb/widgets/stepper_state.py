@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import UserError, from_dict
+from ..core import UserError
 from ..runs.branch import branch, branched_strategy
 from ..runs.run import RoundRecord, Run, open_run
 from ..strategies.schedules import Moving
@@ -70,7 +70,7 @@ class StepperState:
     @property
     def strategy(self) -> Strategy | None:
         "The run's strategy; None where it has parts that are not known here."
-        try: return from_dict(Strategy, self.run.config["strategy"])
+        try: return from_config(self.run.config["strategy"])
         except UserError: return None
 
     @property
@@ -251,7 +251,7 @@ class StepperState:
             if self.round is None:
                 raise UserError(f"{self.run.folder}: no round is done yet; expected one to branch from, so press Step")
             new = branch(self.run, self.round, out or self.free_name(), changes,
-                         lambda made: changed(from_dict(Strategy, made), {}))
+                         lambda made: changed(from_config(made), {}))
             self.open(new)
             return new
 
