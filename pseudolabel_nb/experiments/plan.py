@@ -112,8 +112,8 @@ class Plan:
         if b.validation.interval.n == 1 and b.gain() > 0:
             return (f"Report the supervised result, or repeat the best with more seeds: {did}, "
                     f"and one run is no evidence ({_spent[self.stopped]}).")
-        return (f"Report the supervised result: of {len(self.tried)} strateg{'y' if len(self.tried) == 1 else 'ies'} none was "
-                f"told to be better on validation ({_spent[self.stopped]}). The best, {did}.")
+        return (f"Report the supervised result: of {len(self.tried)} strateg{'y' if len(self.tried) == 1 else 'ies'} "
+                f"none was told to be better on validation ({_spent[self.stopped]}). The best, {did}.")
 
     def _doubt(self) -> str:
         "What keeps the best from being sure."
