@@ -150,6 +150,8 @@ def ship(
     chapter: str = "", # its module; "": called as the strategy
 ) -> Strategy:
     "Register a strategy that comes with the package; others cannot take its name."
+    in_notebook = "__main__" in (type(made.selector).__module__, type(made.method).__module__)
+    if in_notebook and made.name in strategies: return made # a chapter that is run: its module's value stays registered
     shipped[made.name] = Shipped(when, price, chapter or made.name)
     strategies[made.name] = _checked(made)
     return made
