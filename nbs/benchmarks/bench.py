@@ -105,19 +105,20 @@ def training(folder: Path, images, steps: int) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
     def bare(step: int) -> None:
-        x, y, is_pseudo, *_ = batch_at(step, windows, batch_size=settings.batch_size, augment=augment)
+        x, y, *_ = batch_at(step, windows, batch_size=settings.batch_size, augment=augment)
         optimizer.zero_grad()
-        loss(network(x), y, torch.ones(len(x)), is_pseudo).backward()
+        loss(network(x), y, torch.ones(len(x)), y != 255).backward()
         optimizer.step()
 
-    rotations = Turns(bare, training=True)
+    turns = Turns(bare, training=True)
     def timed(channels: int, n_classes: int):
         made = networks["unet"](channels, n_classes)
-        made.register_forward_pre_hook(rotations)
+        made.register_forward_pre_hook(turns)
         return made
 
     networks["timed"] = timed
-    return rotations.time(lambda: train(Phase(0, steps, images, images.subset(images.ids[:1])), settings, folder))
+    phase = Phase(number=0, steps=steps, labeled=images, val=images.subset(images.ids[:1]))
+    return turns.time(lambda: train(phase, settings, folder))
 
 
 # Steps of the strategies
@@ -134,23 +135,23 @@ def step_costs(name: str, images, folder: Path, predictions, steps: int) -> tupl
     from pseudolabel_nb.strategies.selection import Context
     from pseudolabel_nb.strategies.pseudo_images import PseudoImages
     from pseudolabel_nb.strategies.strategy import strategy as named
-    from pseudolabel_nb.training.loop import Phase, Trainer, drawing
+    from pseudolabel_nb.training.loop import Phase, Trainer, batch_fn
     from pseudolabel_nb.runs.settings import Settings
 
     strategy, settings = named(name), Settings(steps=steps)
     # so that the batch always has its eight windows
-    student = strategy.student if strategy.method.online else replace(strategy.student, sampling="paired")
+    method = strategy.method if strategy.method.online else replace(strategy.method, paired=True)
     rule = strategy.selector_at(1).fit([predictions], Context(labeled=len(images)))
     pseudo = PseudoImages(images.hide_masks(), predictions, rule)
     equal = replace(settings, batch_size=(1 if strategy.method.online else 2) * settings.batch_size)
-    phases = (Phase(1, steps, images, images, pseudo, student, strategy.teacher, strategy.method.online), settings), (
-        Phase(0, steps, images, images), equal)
+    common = dict(steps=steps, labeled=images, val=images)
+    phases = (Phase(number=1, pseudo=pseudo, method=method, **common), settings), (Phase(number=0, **common), equal)
     trainers = [Trainer(phase, s, folder / str(k), "cpu") for k, (phase, s) in enumerate(phases)]
-    draws = [drawing(phase, s, phase.pseudo) for phase, s in phases]
+    draws = [batch_fn(phase, s, phase.pseudo) for phase, s in phases]
     spent = [0.0, 0.0]
     for k in range(-2, 2 * (steps // 10)): # the first two turns are for warming up
         began = time.perf_counter()
-        for _ in range(10): trainers[k % 2].learn(draws[k % 2](trainers[k % 2].step))
+        for _ in range(10): trainers[k % 2].train_step(draws[k % 2](trainers[k % 2].step))
         if k >= 0: spent[k % 2] += time.perf_counter() - began
     return spent[0], spent[1]
 
@@ -198,11 +199,11 @@ def pseudo_labeling(network, bare_network, images, n: int) -> tuple[float, float
     batches = [torch.from_numpy(np.stack([images.image((k + i) % len(images)) for i in range(BATCH)])).contiguous(
                    memory_format=torch.channels_last)
                for k in range(0, len(images), BATCH)]
-    rotations = Turns(lambda step: bare_network(batches[step % len(batches)]), training=False)
-    hook = network.register_forward_pre_hook(rotations)
+    turns = Turns(lambda step: bare_network(batches[step % len(batches)]), training=False)
+    hook = network.register_forward_pre_hook(turns)
     try:
         with torch.inference_mode(), tempfile.TemporaryDirectory() as d:
-            return rotations.time(lambda: pseudo_label(network, Loaded(images, n), Path(d) / "store"))
+            return turns.time(lambda: pseudo_label(network, Loaded(images, n), Path(d) / "store"))
     finally: hook.remove()
 
 
