@@ -91,7 +91,7 @@ class Watch:
 
         from pseudolabel_nb.inference import predictions
         from pseudolabel_nb.training import loop
-        learn, histogram, write, sync = loop.Trainer.learn, predictions.confidence_histogram, Path.write_bytes, os.fsync
+        learn, histogram, write, sync = loop.Trainer.train_step, predictions.confidence_histogram, Path.write_bytes, os.fsync
         def learned(trainer, *rest, **more):
             loss = learn(trainer, *rest, **more)
             self.event("step")
@@ -106,7 +106,7 @@ class Watch:
         def synced(fd):
             self.event("half a line", before=lambda: os.ftruncate(fd, os.fstat(fd).st_size - 9))
             return sync(fd)
-        loop.Trainer.learn, predictions.confidence_histogram, Path.write_bytes, os.fsync = (
+        loop.Trainer.train_step, predictions.confidence_histogram, Path.write_bytes, os.fsync = (
             learned, counted, written, synced)
         sys.addaudithook(self.heard)
 
@@ -257,13 +257,13 @@ def test_without_the_seed_of_each_step_a_resumed_run_would_differ(monkeypatch, t
     from pseudolabel_nb.training import loop
     if not seeded:
         for name in ("seed_torch", "seed_shared"): monkeypatch.setattr(loop, name, lambda *names: None)
-    learn = loop.Trainer.learn
+    learn = loop.Trainer.train_step
     def dying(trainer, *rest):
         if trainer.phase.number == 1 and trainer.step == 3: raise KeyboardInterrupt
         return learn(trainer, *rest)
     train(tmp_path / "whole", "rounds")
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(loop.Trainer, "learn", dying)
+        m.setattr(loop.Trainer, "train_step", dying)
         train(tmp_path / "cut", "rounds")
     train(tmp_path / "cut", "rounds")
     if seeded: return same(tmp_path / "cut", tmp_path / "whole")

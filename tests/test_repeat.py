@@ -267,12 +267,12 @@ def test_an_unfinished_run_is_compared_as_far_as_it_went(copy, tmp_path):
 
 
 def test_an_interrupted_repetition_goes_on_and_not_with_other_images(first, tmp_path, monkeypatch):
-    learn = loop.Trainer.learn
+    learn = loop.Trainer.train_step
     def dying(trainer, *rest):
         if trainer.phase.number == 1: raise KeyboardInterrupt
         return learn(trainer, *rest)
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(loop.Trainer, "learn", dying)
+        m.setattr(loop.Trainer, "train_step", dying)
         repeat(first, made(), tmp_path / "again", say=lambda line: None)
     with pytest.raises(UserError, match="fingerprint"):
         repeat(first, made(at("test", 1, 2)), tmp_path / "again", say=lambda line: None)
