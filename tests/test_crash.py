@@ -91,7 +91,8 @@ class Watch:
 
         from pseudolabel_nb.inference import predictions
         from pseudolabel_nb.training import loop
-        learn, histogram, write, sync = loop.Trainer.train_step, predictions.confidence_histogram, Path.write_bytes, os.fsync
+        learn, histogram, write, sync = (
+            loop.Trainer.train_step, predictions.confidence_histogram, Path.write_bytes, os.fsync)
         def learned(trainer, *rest, **more):
             loss = learn(trainer, *rest, **more)
             self.event("step")

@@ -24,7 +24,7 @@ def run(*command, cwd: Path | None = None, **kwargs) -> str:
 
 
 def package_files() -> set[str]:
-    "What the package consists of in the checkout: modules, the report's notebook, what was measured, the mark that it is typed."
+    "The package's files in the checkout: modules, the report's notebook, what was measured, the mark of types."
     found = [p for kind in ("*.py", "*.ipynb", "*.csv", "py.typed") for p in (ROOT / "pseudolabel_nb").rglob(kind)]
     return {p.relative_to(ROOT).as_posix() for p in found if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
 
