@@ -51,5 +51,5 @@ def _check_number(name: str, value, metadata) -> None:
     if isinstance(value, (int, float)) and ge <= value <= le and gt < value < lt: return
     kind = "a whole number" if isinstance(metadata["example"], int) else "a number"
     limits = [(ge, "of at least"), (gt, "over"), (le, "of at most"), (lt, "below")]
-    said = " and ".join(f"{words} {limit:g}" for limit, words in limits if math.isfinite(limit))
-    raise UserError(f"{name} is {value}; expected {kind} {said}, such as {metadata['example']}")
+    limited = " and ".join(f"{words} {limit:g}" for limit, words in limits if math.isfinite(limit))
+    raise UserError(f"{name} is {value}; expected {kind} {limited}, such as {metadata['example']}")

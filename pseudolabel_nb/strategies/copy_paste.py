@@ -30,9 +30,6 @@ class CopyPaste(Method):
     pseudo_loss: str = "" # of the unlabeled windows, a registered name; "": that of labeled ones
     online = True
 
-    @property
-    def views(self) -> tuple[str, ...]: return (self.view,)
-
     def loss(self, step, batch: StepBatch) -> Tensor:
         "Return L_lab + w · L_pseudo, each on windows that hold objects of the other kind."
         weight = self.weight * step.ramp_up(self.ramp_up)

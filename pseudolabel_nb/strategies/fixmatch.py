@@ -29,9 +29,6 @@ class FixMatch(Method):
     pseudo_loss: str = "" # of the unlabeled windows, a registered name; "": that of labeled ones
     online = True
 
-    @property
-    def views(self) -> tuple[str, ...]: return (self.view,)
-
     def loss(self, step, batch: StepBatch) -> Tensor:
         "Return L_lab + w · L(student(strong view), rule(teacher(weak view)))."
         weight = self.weight * step.ramp_up(self.ramp_up)

@@ -31,16 +31,22 @@ class Method:
     "Base of all methods: frozen dataclasses with `loss`."
     online = False # does a teacher label the windows of every step?
     networks = 1 # that learn together
-    views = ("weak",) # of the unlabeled windows: augmentations, one or two
+    view = "weak" # of the unlabeled windows, for the student: an augmentation
     paired = True # as many unlabeled windows as labeled ones in each batch?
     uniform = False # unlabeled windows never centered on foreground?
     rotations = "" # of unlabeled windows: "quarter" or "any"; "": as the settings say
     relabel_every = 0 # steps after which stored pseudo-labels are made anew; 0: once a round
+    binary = False # does its formula know foreground and background alone?
     comparable = True # is the unlabeled loss of the labeled one's kind, so that weights compare?
     state = {} # noqa: RUF012 (read only); what adapts while training, and where it begins: one number a class and name
     _repr_html_ = fields_card
 
     def __post_init__(self): check_bounds(self, "method.")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        "Return the views of the unlabeled windows that the student sees, one or two."
+        return (self.view,)
 
     @property
     def uses_unlabeled(self) -> bool:

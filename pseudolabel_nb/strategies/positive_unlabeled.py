@@ -128,6 +128,7 @@ class PositiveUnlabeled(Method):
     risk: str = "nnpu" # or "ge_binomial", or a registered one
     weight: float = bounded(1.0, ge=0, lt=math.inf) # of the risk
     uniform = True
+    binary = True
 
     def __post_init__(self):
         super().__post_init__()

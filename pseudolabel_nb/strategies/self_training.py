@@ -37,9 +37,6 @@ class SelfTraining(Method):
             raise UserError("method.paired is false, which makes one batch with one loss; expected true for pasting "
                             "or a pseudo_loss, so set method.paired=true")
 
-    @property
-    def views(self) -> tuple[str, ...]: return (self.view,)
-
     def adapt(self, rule: Rule) -> Rule:
         "Return the rule, weighing by confidence where that was asked for."
         return replace(rule, by_confidence=rule.by_confidence or self.by_confidence)

@@ -52,9 +52,6 @@ class SoftMatch(Method):
     # (read only); a class; a share of 0 is not known yet
     state = {"share": 0.0, "mean": 0.5, "variance": 1.0} # noqa: RUF012
 
-    @property
-    def views(self) -> tuple[str, ...]: return (self.view,)
-
     def loss(self, step, batch: StepBatch) -> Tensor:
         "Return L_lab + w · L(student(strong view), ŷ), each pixel of the second by its soft weight."
         probs = step.teacher(batch.weak)

@@ -239,10 +239,12 @@ def run(
     seed: int = 0, # changes labels, initial weights and order together
     settings: Settings = Settings(),
     device: str = "auto",
+    # how the data were opened, plain JSON: written into the folder, for whoever repeats the run
+    source: dict | None = None,
 ) -> Run:
     "Begin a run or go on with it, train all its rounds, score it once."
     with own_folder(out) as folder:
-        task = open_task(begin(data, strategy, folder, labeled_ratio, seed, settings, device), data)
+        task = open_task(begin(data, strategy, folder, labeled_ratio, seed, settings, device, source), data)
         for _ in task_rounds(task): pass
         score(task)
     return task.run

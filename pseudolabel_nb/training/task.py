@@ -111,9 +111,10 @@ def _check(strategy: Strategy, settings: Settings, n_classes: int) -> None:
     if strategy.teacher.source == "snapshots" and strategy.teacher.members > settings.evaluations:
         raise UserError(f"teacher.members is {strategy.teacher.members} and evaluations {settings.evaluations}; "
                         "expected at most one snapshot an evaluation, so lower teacher.members or raise evaluations")
-    if n_classes > 2 and "PositiveUnlabeled" in (type(method).__name__, type(strategy.teacher.method).__name__):
-        raise UserError(f"PositiveUnlabeled learns from two classes, and the data have {n_classes}; merge "
-                        "the categories (multiclass=False), or choose another strategy")
+    for part in (method, strategy.teacher.method):
+        if part.binary and n_classes > 2:
+            raise UserError(f"{type(part).__name__} learns from two classes, and the data have {n_classes}; merge the "
+                            "categories (multiclass=False), or choose another strategy")
 
 def _as_begun(out: Path, config: dict) -> dict:
     "`config`, without its fingerprint where training began before fingerprints were written."
